@@ -1,0 +1,156 @@
+"""Start-up: validate the settings, refuse what cannot work, and name our engine parts to vLLM."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from vllm.config.compilation import CUDAGraphMode
+from vllm.logger import init_logger
+from vllm.model_executor.models.config import VerifyAndUpdateConfig
+from vllm.platforms import current_platform
+
+from vllm_dpp.serving.admission import AdmissionRules
+from vllm_dpp.serving.families import family_of
+from vllm_dpp.serving.layer_groups import default_prune_layer, wasted_fraction
+from vllm_dpp.serving.refusals import refused
+from vllm_dpp.serving.settings import SECTION, ServingSettings
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig, VllmConfig
+
+logger = init_logger("vllm.vllm_dpp")
+
+SCHEDULER = "vllm_dpp.serving.scheduler.make_scheduler"
+CPU_WORKER = "vllm_dpp.serving.v1.worker.PruningCPUWorker"
+
+
+class PruningConfigHook(VerifyAndUpdateConfig):
+    """Runs once for each engine, in the process that makes its configuration."""
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: "VllmConfig") -> None:
+        """Resolve the settings into ``vllm_config``.
+
+        Raises:
+            ValueError: A setting is wrong or a feature cannot be combined with pruning.
+        """
+        _raise_for("; ".join(refused(vllm_config)))
+        settings = resolve(vllm_config)
+        _warn_about_waste(vllm_config.model_config, settings)
+        _warn_about_step_budget(vllm_config)
+        vllm_config.additional_config = {
+            **(vllm_config.additional_config or {}),
+            **settings.as_additional_config(),
+        }
+        AdmissionRules(
+            settings=settings,
+            step_budget=step_budget(vllm_config),
+            block_size=_planned_block_size(vllm_config),
+        ).publish(vllm_config.model_config)
+        vllm_config.scheduler_config.scheduler_cls = SCHEDULER
+        _choose_worker(vllm_config)
+        _choose_cudagraphs(vllm_config)
+
+
+def resolve(vllm_config: "VllmConfig") -> ServingSettings:
+    """The settings with every default that depends on the model filled in."""
+    model_config = vllm_config.model_config
+    settings = ServingSettings.from_additional_config(vllm_config.additional_config)
+    num_layers = model_config.hf_text_config.num_hidden_layers
+    layer = settings.prune_layer
+    if layer is None:
+        layer = default_prune_layer(num_layers)
+    if layer >= num_layers:
+        raise ValueError(
+            f"{SECTION}.prune_layer must be below the model's {num_layers} layers, got {layer}"
+        )
+    token = settings.turn_end_token_id
+    if token is None:
+        token = _turn_end_token_id(model_config)
+    if settings.record_path is not None:
+        settings.record_path.mkdir(parents=True, exist_ok=True)
+    return replace(settings, prune_layer=layer, turn_end_token_id=token)
+
+
+def step_budget(vllm_config: "VllmConfig") -> int:
+    """Tokens that one request may be given in one step: the longest atomic range that can run."""
+    scheduler = vllm_config.scheduler_config
+    budget = scheduler.max_num_scheduled_tokens or scheduler.max_num_batched_tokens
+    budget = min(budget, scheduler.max_num_encoder_input_tokens)
+    if scheduler.long_prefill_token_threshold > 0:
+        budget = min(budget, scheduler.long_prefill_token_threshold)
+    return budget
+
+
+def _planned_block_size(vllm_config: "VllmConfig") -> int | None:
+    cache = vllm_config.cache_config
+    return cache.block_size if cache.enable_prefix_caching else None
+
+
+def _turn_end_token_id(model_config: "ModelConfig") -> int:
+    from vllm.tokenizers.registry import cached_tokenizer_from_config
+
+    token = family_of(model_config.architecture).turn_end_token
+    tokenizer = cached_tokenizer_from_config(model_config)
+    token_id = None if tokenizer is None else tokenizer.get_vocab().get(token)
+    if token_id is None:
+        raise ValueError(
+            f"the tokenizer has no {token!r}, which ends a chat turn in this model family: "
+            f"set {SECTION}.turn_end_token_id"
+        )
+    return int(token_id)
+
+
+def _warn_about_waste(model_config: "ModelConfig", settings: ServingSettings) -> None:
+    num_layers, layer = model_config.hf_text_config.num_hidden_layers, settings.prune_layer
+    waste = wasted_fraction(num_layers, layer)
+    if waste:
+        logger.warning(
+            "%s.prune_layer=%d of %d layers leaves %.0f%% of every KV page set empty, because lower "
+            "and upper layers do not fill groups of equal size; %d wastes none",
+            SECTION,
+            layer,
+            num_layers,
+            100 * waste,
+            default_prune_layer(num_layers),
+        )
+
+
+def _warn_about_step_budget(vllm_config: "VllmConfig") -> None:
+    budget, longest = step_budget(vllm_config), vllm_config.model_config.max_model_len
+    if budget < longest:
+        logger.warning(
+            "a pruned video and its question are computed in one step of at most %d tokens; longer "
+            "ones (up to --max-model-len %d) get HTTP 400. Raise --max-num-batched-tokens to serve "
+            "them",
+            budget,
+            longest,
+        )
+
+
+def _choose_worker(vllm_config: "VllmConfig") -> None:
+    """The V2 runner asks the model for its state; only the V1 runner needs a worker of ours."""
+    if vllm_config.use_v2_model_runner:
+        return
+    chosen = vllm_config.parallel_config.worker_cls
+    if chosen not in ("auto", "vllm.v1.worker.cpu_worker.CPUWorker", CPU_WORKER):
+        _raise_for(
+            f"--worker-cls {chosen} cannot be combined with video pruning on the V1 model runner, "
+            "which needs a worker of its own; leave it out"
+        )
+    vllm_config.parallel_config.worker_cls = CPU_WORKER
+
+
+def _choose_cudagraphs(vllm_config: "VllmConfig") -> None:
+    """Piecewise graphs are keyed by the unpruned batch size: keep full graphs, for decoding only."""
+    compilation = vllm_config.compilation_config
+    if current_platform.is_cpu() or compilation.cudagraph_mode == CUDAGraphMode.NONE:
+        return
+    if compilation.cudagraph_mode not in (None, CUDAGraphMode.FULL_DECODE_ONLY):
+        logger.info("cudagraph_mode is set to FULL_DECODE_ONLY: prefills that prune run eagerly")
+    compilation.cudagraph_mode = CUDAGraphMode.FULL_DECODE_ONLY
+
+
+def _raise_for(problems: str | Sequence[str]) -> None:
+    if problems:
+        raise ValueError(problems)

@@ -1,0 +1,143 @@
+"""KV blocks of the upper layers: allocated for kept tokens alone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+from vllm.config import VllmConfig
+from vllm.model_executor.layers.attention import Attention
+from vllm.utils.math_utils import cdiv
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
+from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
+from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec, KVCacheSpec
+from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
+from vllm.v1.request import Request
+
+from vllm_dpp.serving.plan import PrunePlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompactAttentionSpec(AttentionSpec):
+    """Full attention over compact positions.
+
+    It derives from ``AttentionSpec``: vLLM would merge a ``FullAttentionSpec`` into the lower
+    layers' group.
+    """
+
+    @classmethod
+    def like(cls, spec: KVCacheSpec | None) -> Self:
+        """The compact counterpart of a layer's ordinary spec.
+
+        Raises:
+            ValueError: The layer does not do plain full attention.
+        """
+        if type(spec) is not FullAttentionSpec:
+            raise ValueError(f"only full attention layers can be pruned, got {spec!r}")
+        return cls(**{f.name: getattr(spec, f.name) for f in fields(AttentionSpec)})
+
+    def as_full_attention(self) -> FullAttentionSpec:
+        """The ordinary spec with the same pages."""
+        return FullAttentionSpec(**{f.name: getattr(self, f.name) for f in fields(AttentionSpec)})
+
+    def max_memory_usage_bytes(self, vllm_config: VllmConfig) -> int:
+        """Bytes of one layer for a request of maximum length that is not pruned."""
+        longest = vllm_config.model_config.max_model_len
+        return cdiv(longest, self.block_size) * self.page_size_bytes
+
+
+class CompactAttentionManager(FullAttentionManager):
+    """Counts blocks at compact lengths. ``plans`` is set by the scheduler."""
+
+    plans: Mapping[str, PrunePlan] = {}
+
+    def _compact(self, request_id: str, num_tokens: int) -> int:
+        plan = self.plans.get(request_id)
+        return num_tokens if plan is None else plan.compact_length(num_tokens)
+
+    def get_num_blocks_to_allocate(
+        self,
+        request_id: str,
+        num_tokens: int,
+        new_computed_blocks: Sequence[KVCacheBlock],
+        total_computed_tokens: int,
+        num_local_computed_tokens: int,
+        num_tokens_main_model: int,
+        apply_admission_cap: bool = False,
+        prefill_end: int = 0,
+    ) -> int:
+        return super().get_num_blocks_to_allocate(
+            request_id,
+            self._compact(request_id, num_tokens),
+            new_computed_blocks,
+            self._compact(request_id, total_computed_tokens),
+            self._compact(request_id, num_local_computed_tokens),
+            self._compact(request_id, num_tokens_main_model),
+            apply_admission_cap,
+            prefill_end,
+        )
+
+    def allocate_new_blocks(
+        self, request_id: str, num_tokens: int, num_tokens_main_model: int
+    ) -> list[KVCacheBlock]:
+        return super().allocate_new_blocks(
+            request_id,
+            self._compact(request_id, num_tokens),
+            self._compact(request_id, num_tokens_main_model),
+        )
+
+    def cache_blocks(
+        self,
+        request: Request,
+        num_tokens: int,
+        retention_interval: int | None = None,
+        *,
+        replay_boundaries: Sequence[int],
+    ) -> None:
+        """Register blocks for reuse as far as compact and full positions agree."""
+        plan = self.plans.get(request.request_id)
+        if plan is not None:
+            num_tokens = min(num_tokens, plan.start)
+        super().cache_blocks(
+            request, num_tokens, retention_interval, replay_boundaries=replay_boundaries
+        )
+
+    @classmethod
+    def find_longest_cache_hit(
+        cls, *, kv_cache_spec: KVCacheSpec, **kwargs: Any
+    ) -> tuple[tuple[list[KVCacheBlock], ...], int]:
+        if isinstance(kv_cache_spec, CompactAttentionSpec):
+            kv_cache_spec = kv_cache_spec.as_full_attention()
+        return super().find_longest_cache_hit(kv_cache_spec=kv_cache_spec, **kwargs)
+
+
+class CompactAttention(Attention):
+    """An attention layer whose KV holds kept tokens only. Never constructed: see ``make_compact``."""
+
+    def get_kv_cache_spec(self, vllm_config: VllmConfig) -> CompactAttentionSpec:
+        return CompactAttentionSpec.like(super().get_kv_cache_spec(vllm_config))
+
+
+def make_compact(attention: Attention) -> None:
+    """Turn a built attention layer into a compact one, in place.
+
+    vLLM's decoder layers build their attention themselves and take no class for it, so the class of
+    the instance is exchanged; only ``get_kv_cache_spec`` differs.
+
+    Raises:
+        ValueError: The layer's attention is of a class of its own.
+    """
+    if type(attention) is not Attention:
+        raise ValueError(f"cannot prune above an attention layer of type {type(attention)}")
+    attention.__class__ = CompactAttention
+
+
+def register_spec() -> None:
+    """Tell vLLM's registry which manager serves our spec. Idempotent.
+
+    The registry fills itself with the built-in specs only while it is empty, so they come first.
+    """
+    KVCacheSpecRegistry._ensure_registered()
+    KVCacheSpecRegistry.register(CompactAttentionSpec, CompactAttentionManager)
+
+
+register_spec()

@@ -1,0 +1,1 @@
+"""Pruning variants of vLLM models: a generic split decoder and one small file for each family."""

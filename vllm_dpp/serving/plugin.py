@@ -1,0 +1,20 @@
+"""The ``vllm.general_plugins`` entry point."""
+
+
+def register() -> None:
+    """Tell vLLM about the pruning variants.
+
+    vLLM calls this in every process that it starts, sometimes more than once. It imports no model
+    and changes nothing for other architectures.
+    """
+    from vllm import ModelRegistry
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
+    from vllm_dpp.serving.config_hook import PruningConfigHook
+    from vllm_dpp.serving.families import FAMILIES
+
+    known = ModelRegistry.get_supported_archs()
+    for family in FAMILIES:
+        if family.variant not in known:
+            ModelRegistry.register_model(family.variant, family.implementation)
+        MODELS_CONFIG_MAP[family.variant] = PruningConfigHook

@@ -1,0 +1,74 @@
+"""Records of what pruning did to one request, for people: JSON files in ``dpp.record_dir``.
+
+Two files for each request that asks with ``dpp_record``: ``<request>.kept.json`` from the worker
+says which tokens were kept, ``<request>.blocks.json`` from the scheduler says which KV blocks the
+request held when it finished. ``<request>`` is vLLM's internal id, which starts with the response id.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vllm_dpp.serving.request_plan import RequestOptions
+
+if TYPE_CHECKING:
+    from vllm.v1.request import Request
+
+    from vllm_dpp.serving.scheduler import PruningSchedulerMixin
+
+
+def path_of(folder: Path, request_id: str, kind: str) -> Path:
+    """The record file of a request; clients choose ids, so no character leaves the folder."""
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", request_id)[:200]
+    return folder / f"{name}.{kind}.json"
+
+
+def write_kept(folder: Path, request_id: str, videos: Sequence[dict[str, Any]]) -> None:
+    """Write which tokens of each video were kept; a later turn of the same request adds to it."""
+    path = path_of(folder, request_id, "kept")
+    before = json.loads(path.read_text())["videos"] if path.exists() else []
+    starts = {video["start"] for video in videos}
+    merged = [v for v in before if v["start"] not in starts] + list(videos)
+    _write(path, {"request_id": request_id, "videos": merged})
+
+
+def write_blocks(scheduler: "PruningSchedulerMixin", request: "Request") -> None:
+    """Write the KV blocks that a finishing request holds, where it asked for a record."""
+    folder, params = scheduler.settings.record_path, request.sampling_params
+    if folder is None or params is None:
+        return
+    if not RequestOptions.from_extra_args(params.extra_args).record:
+        return
+    groups = scheduler.kv_cache_config.kv_cache_groups
+    blocks = scheduler.kv_cache_manager.get_block_ids(request.request_id)
+    plan = scheduler.plans.get(request.request_id)
+    turns = () if plan is None else plan.turns
+    record = {
+        "request_id": request.request_id,
+        "num_prompt_tokens": request.num_prompt_tokens,
+        "num_tokens": request.num_tokens,
+        "num_video_tokens": sum(
+            f.mm_position.length for f in request.mm_features if f.modality == "video"
+        ),
+        "num_pruned_tokens": sum(turn.num_pruned for turn in turns),
+        "num_preemptions": request.num_preemptions,
+        "block_size": scheduler.block_size,
+        "kv_groups": [
+            {
+                "kind": type(group.kv_cache_spec).__name__,
+                "layers": len(group.layer_names),
+                "blocks": len(ids),
+            }
+            for group, ids in zip(groups, blocks, strict=True)
+        ],
+    }
+    _write(path_of(folder, request.request_id, "blocks"), record)
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    """Write whole files only, so that a reader never sees half of one."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(record, indent=1))
+    partial.replace(path)

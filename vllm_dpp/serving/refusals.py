@@ -1,0 +1,143 @@
+"""What cannot run beside mid-decoder pruning, checked at start-up.
+
+Each entry names a feature that needs one row for every token in every layer, or an engine part that
+this plugin replaces. A refusal names the flag and the remedy; nothing is switched off in silence.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One feature that is refused.
+
+    Args:
+        flag: What the user set.
+        applies: Whether a configuration has it on.
+        why: The reason, ending in what to do about it.
+    """
+
+    flag: str
+    applies: Callable[["VllmConfig"], bool]
+    why: str
+
+
+REFUSALS = (
+    Refusal(
+        "--pipeline-parallel-size",
+        lambda c: c.parallel_config.pipeline_parallel_size > 1,
+        "stages would exchange rows that pruning has removed; use --tensor-parallel-size",
+    ),
+    Refusal(
+        "--decode-context-parallel-size",
+        lambda c: c.parallel_config.decode_context_parallel_size > 1,
+        "it shards KV by full token positions; leave it at 1",
+    ),
+    Refusal(
+        "--prefill-context-parallel-size",
+        lambda c: c.parallel_config.prefill_context_parallel_size > 1,
+        "it shards prompts by full token positions; leave it at 1",
+    ),
+    Refusal(
+        "--enable-dbo / --ubatch-size",
+        lambda c: c.parallel_config.use_ubatching,
+        "a micro-batch border may split a video; leave micro-batching off",
+    ),
+    Refusal(
+        "--speculative-config",
+        lambda c: c.speculative_config is not None,
+        "draft rows and auxiliary hidden states follow full token rows; serve without it",
+    ),
+    Refusal(
+        "--enable-lora",
+        lambda c: c.lora_config is not None,
+        "adapters are mapped to full token rows; merge the adapter into the checkpoint",
+    ),
+    Refusal(
+        "--kv-transfer-config",
+        lambda c: c.kv_transfer_config is not None,
+        "connectors address KV by full token positions; serve without it",
+    ),
+    Refusal(
+        "--video-pruning-rate",
+        lambda c: bool(_multimodal(c) and _multimodal(c).is_multimodal_pruning_enabled()),
+        "it would prune the same video a second time; choose one of the two",
+    ),
+    Refusal(
+        "--enable-prompt-embeds",
+        lambda c: c.model_config.enable_prompt_embeds,
+        "without token ids the end of the question is unknown; leave it off",
+    ),
+    Refusal(
+        "--kv-sharing-fast-prefill",
+        lambda c: c.cache_config.kv_sharing_fast_prefill,
+        "it drops rows of its own; leave it off",
+    ),
+    Refusal(
+        "--disable-hybrid-kv-cache-manager",
+        lambda c: bool(c.scheduler_config.disable_hybrid_kv_cache_manager),
+        "lower and upper layers need KV groups of their own; leave it out",
+    ),
+    Refusal(
+        "--runner pooling",
+        lambda c: c.model_config.runner_type != "generate",
+        "pooled outputs need a row for every token; use --runner generate",
+    ),
+    Refusal(
+        "--scheduler-cls",
+        lambda c: c.scheduler_config.scheduler_cls is not None and not _is_ours(c),
+        "pruning brings its own scheduler; leave it out",
+    ),
+    Refusal(
+        "sliding-window attention",
+        lambda c: c.model_config.get_sliding_window() is not None,
+        "a window over kept tokens is not a window over tokens; "
+        "use --hf-overrides '{\"use_sliding_window\": false}' if the checkpoint allows it",
+    ),
+    Refusal(
+        "VLLM_USE_BREAKABLE_CUDAGRAPH",
+        lambda c: _breakable_cudagraph(),
+        "its graphs are keyed by the unpruned batch size; set VLLM_USE_BREAKABLE_CUDAGRAPH=0",
+    ),
+    Refusal(
+        "VLLM_USE_V2_MODEL_RUNNER=0",
+        lambda c: not c.use_v2_model_runner and not _is_cpu(),
+        "on an accelerator pruning needs the V2 model runner; set VLLM_USE_V2_MODEL_RUNNER=1 and "
+        "remove the options that vLLM names as unsupported there",
+    ),
+)
+
+
+def refused(vllm_config: "VllmConfig") -> Iterator[str]:
+    """One line for each feature of ``vllm_config`` that pruning refuses."""
+    for refusal in REFUSALS:
+        if refusal.applies(vllm_config):
+            yield f"{refusal.flag} cannot be combined with video pruning: {refusal.why}"
+
+
+def _multimodal(config: "VllmConfig"):
+    return config.model_config.multimodal_config
+
+
+def _is_ours(config: "VllmConfig") -> bool:
+    return str(config.scheduler_config.scheduler_cls).startswith("vllm_dpp.")
+
+
+def _is_cpu() -> bool:
+    from vllm.platforms import current_platform
+
+    return current_platform.is_cpu()
+
+
+def _breakable_cudagraph() -> bool:
+    from vllm import envs
+
+    if "VLLM_USE_BREAKABLE_CUDAGRAPH" in os.environ:
+        return envs.VLLM_USE_BREAKABLE_CUDAGRAPH
+    return envs.VLLM_BATCH_INVARIANT

@@ -1,0 +1,114 @@
+"""From a vLLM request to its prune plan: read alike by the front end, the scheduler and the workers."""
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vllm_dpp.serving.plan import MediaSpan, PrunePlan, build_plan
+from vllm_dpp.serving.settings import ServingSettings
+
+if TYPE_CHECKING:
+    from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+    from vllm.sampling_params import SamplingParams
+
+ARG_PREFIX = "dpp_"
+RETENTION_RATIO_ARG = "dpp_retention_ratio"
+RECORD_ARG = "dpp_record"
+KNOWN_ARGS = (RETENTION_RATIO_ARG, RECORD_ARG)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOptions:
+    """What one request may choose.
+
+    Args:
+        retention_ratio: Fraction of video tokens to keep, in (0, 1]; ``None`` takes the server's.
+        record: Write down what was kept.
+    """
+
+    retention_ratio: float | None = None
+    record: bool = False
+
+    @classmethod
+    def from_extra_args(cls, extra_args: Mapping[str, Any] | None) -> "RequestOptions":
+        """Read ``SamplingParams.extra_args`` (``vllm_xargs`` over HTTP).
+
+        Raises:
+            ValueError: An argument with our prefix is unknown or has a bad value.
+        """
+        ours = {k: v for k, v in (extra_args or {}).items() if str(k).startswith(ARG_PREFIX)}
+        for key in ours:
+            if key not in KNOWN_ARGS:
+                close = difflib.get_close_matches(key, KNOWN_ARGS, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise ValueError(f"unknown request argument {key!r}{hint} Known: {KNOWN_ARGS}")
+        return cls(
+            retention_ratio=_ratio(ours.get(RETENTION_RATIO_ARG)),
+            record=_flag(ours.get(RECORD_ARG, False)),
+        )
+
+
+def media_spans(placeholders: Iterable[tuple[str, "PlaceholderRange"]]) -> list[MediaSpan]:
+    """Media spans in prompt order, from (modality, placeholder range) pairs."""
+    spans = [
+        MediaSpan(start=p.offset, length=p.length, is_video=modality == "video")
+        for modality, p in placeholders
+    ]
+    return sorted(spans, key=lambda span: span.start)
+
+
+def plan_prompt(
+    prompt_token_ids: Sequence[int],
+    media: Sequence[MediaSpan],
+    options: RequestOptions,
+    settings: ServingSettings,
+    block_size: int | None,
+) -> PrunePlan | None:
+    """The plan of a prompt under one request's options; ``block_size`` as in ``build_plan``."""
+    if not media:
+        return None
+    ratio = options.retention_ratio
+    return build_plan(
+        prompt_token_ids,
+        media,
+        retention_ratio=settings.retention_ratio if ratio is None else ratio,
+        turn_end_token_id=settings.turn_end_token_id,
+        block_size=block_size,
+    )
+
+
+def plan_request(
+    prompt_token_ids: Sequence[int] | None,
+    mm_features: Sequence["MultiModalFeatureSpec"] | None,
+    sampling_params: "SamplingParams | None",
+    settings: ServingSettings,
+    block_size: int | None,
+) -> PrunePlan | None:
+    """The plan of a request as the scheduler and the workers hold it.
+
+    Raises:
+        ValueError: The request's arguments are wrong; the front end refuses such requests first.
+    """
+    if not mm_features or prompt_token_ids is None or sampling_params is None:
+        return None
+    options = RequestOptions.from_extra_args(sampling_params.extra_args)
+    media = media_spans((f.modality, f.mm_position) for f in mm_features)
+    return plan_prompt(prompt_token_ids, media, options, settings, block_size)
+
+
+def _ratio(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ValueError(
+            f"{RETENTION_RATIO_ARG} must be a number in (0, 1], where 1 keeps every token; "
+            f"got {value!r}"
+        )
+    return float(value)
+
+
+def _flag(value: Any) -> bool:
+    if value not in (0, 1, "true", "false"):
+        raise ValueError(f"{RECORD_ARG} must be true or false, got {value!r}")
+    return value in (1, "true")
