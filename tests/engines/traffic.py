@@ -1,0 +1,112 @@
+"""What goes into an engine under test and what comes out; plain values that cross processes."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One request.
+
+    Args:
+        name: Its request id.
+        prompt: As ``LLM.generate`` takes it.
+        max_tokens: Tokens to generate, greedily; an end-of-sequence token stops nothing.
+        extra_args: ``SamplingParams.extra_args``.
+        step: Engine step at which it arrives.
+        abort_after: Steps until it is aborted, ``None`` for never.
+        logprobs: Whether to return the log-probabilities of the whole vocabulary.
+        params: More sampling parameters.
+    """
+
+    name: str
+    prompt: dict[str, Any]
+    max_tokens: int = 4
+    extra_args: dict[str, Any] | None = None
+    step: int = 0
+    abort_after: int | None = None
+    logprobs: bool = True
+    params: dict[str, Any] = field(default_factory=dict)
+
+    def sampling_params(self) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            temperature=0,
+            max_tokens=self.max_tokens,
+            ignore_eos=True,
+            detokenize=False,
+            logprobs=-1 if self.logprobs else None,
+            extra_args=self.extra_args,
+            **self.params,
+        )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a request ended.
+
+    Args:
+        tokens: Generated tokens.
+        logprobs: [len(tokens), vocabulary] float32, or ``None``.
+        finish_reason: vLLM's.
+        prompt_token_ids: The expanded prompt.
+        num_cached_tokens: Prompt tokens that prefix caching supplied.
+        error: Why the request was refused, else ``None``.
+    """
+
+    tokens: tuple[int, ...] = ()
+    logprobs: NDArray[np.float32] | None = None
+    finish_reason: str | None = None
+    prompt_token_ids: tuple[int, ...] = ()
+    num_cached_tokens: int | None = None
+    error: str | None = None
+
+    @classmethod
+    def of(cls, output: Any) -> "Answer":
+        (completion,) = output.outputs
+        return cls(
+            tokens=tuple(completion.token_ids),
+            logprobs=_table(completion.logprobs),
+            finish_reason=completion.finish_reason,
+            prompt_token_ids=tuple(output.prompt_token_ids),
+            num_cached_tokens=output.num_cached_tokens,
+        )
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """A finished run.
+
+    Args:
+        answers: By request name.
+        steps: Calls of ``LLMEngine.step``.
+        working_steps: Steps that computed anything.
+        preemptions: Requests that lost their blocks.
+        peak_running: Most requests running at once.
+        first_blocks: Blocks of each KV group after a request's first step, by name.
+        blocks_held: Blocks not returned at the end.
+        plans_left: Plans still held at the end, by the scheduler or the worker.
+    """
+
+    answers: dict[str, Answer]
+    steps: int
+    working_steps: int
+    preemptions: int
+    peak_running: int
+    first_blocks: dict[str, tuple[int, ...]]
+    blocks_held: int
+    plans_left: int
+
+
+def _table(logprobs: Any) -> NDArray[np.float32] | None:
+    if not logprobs:
+        return None
+    table = np.full((len(logprobs), 1 + max(max(row) for row in logprobs)), np.nan, np.float32)
+    for i, row in enumerate(logprobs):
+        for token, entry in row.items():
+            table[i, token] = entry.logprob
+    return table

@@ -1,0 +1,176 @@
+"""The process behind an :class:`~tests.engines.host.EngineHost`: one engine at a time."""
+
+import gc
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.engines import runners
+from tests.engines.traffic import Answer, Arrival, Traffic
+
+VARIANT = "DPPQwen2_5_VLForConditionalGeneration"
+
+
+def serve(connection: Any, runner: str) -> None:
+    """Answer (method, arguments) messages until ``stop``; errors travel back as text."""
+    runners.choose(runner)
+    worker = EngineWorker()
+    while True:
+        name, args, kwargs = connection.recv()
+        if name == "stop":
+            connection.send(("ok", worker.unload()))
+            return
+        try:
+            connection.send(("ok", getattr(worker, name)(*args, **kwargs)))
+        except Exception as error:
+            connection.send(("error", f"{type(error).__name__}: {error}"))
+
+
+class EngineWorker:
+    """Builds engines in this process and drives them step by step."""
+
+    def __init__(self) -> None:
+        self.llm: Any = None
+
+    def load(self, checkpoint: str, dpp: dict[str, Any] | None, **engine_args: Any) -> None:
+        """Start an engine; ``dpp`` are our settings, ``None`` starts the stock model."""
+        from vllm import LLM
+
+        self.unload()
+        plugin: dict[str, Any] = {}
+        if dpp is not None:
+            plugin["hf_overrides"] = {"architectures": [VARIANT]}
+            plugin["additional_config"] = {"dpp": dpp}
+        defaults = dict(
+            enforce_eager=True,
+            dtype="float32",
+            max_model_len=1024,
+            max_num_batched_tokens=4096,
+            max_num_seqs=64,
+            block_size=32,
+            enable_prefix_caching=False,
+            max_logprobs=-1,
+            seed=0,
+            limit_mm_per_prompt={"video": 4, "image": 4},
+        )
+        self.llm = LLM(checkpoint, **(defaults | plugin | engine_args))
+
+    def unload(self) -> None:
+        if self.llm is None:
+            return
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        self.llm.llm_engine.engine_core.shutdown()
+        self.llm = None
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+    @property
+    def scheduler(self) -> Any:
+        return self.llm.llm_engine.engine_core.engine_core.scheduler
+
+    @property
+    def model(self) -> Any:
+        executor = self.llm.llm_engine.engine_core.engine_core.model_executor
+        return executor.driver_worker.worker.model_runner.get_model()
+
+    def run(self, arrivals: Sequence[Arrival]) -> Traffic:
+        """Play requests against the engine, abort those that say so, and look inside."""
+        engine, probe = self.llm.llm_engine, SchedulerProbe(self.scheduler)
+        waiting = sorted(arrivals, key=lambda a: a.step)
+        leaving: list[tuple[int, str]] = []
+        answers: dict[str, Answer] = {}
+        step = 0
+        try:
+            while waiting or engine.has_unfinished_requests():
+                while waiting and waiting[0].step <= step:
+                    arrival = waiting.pop(0)
+                    try:
+                        engine.add_request(
+                            arrival.name, arrival.prompt, arrival.sampling_params()
+                        )
+                    except ValueError as error:
+                        answers[arrival.name] = Answer(error=str(error))
+                        continue
+                    if arrival.abort_after is not None:
+                        leaving.append((step + arrival.abort_after, arrival.name))
+                leaving, due = (
+                    [x for x in leaving if x[0] > step],
+                    [name for when, name in leaving if when <= step],
+                )
+                engine.abort_request(due)
+                for output in engine.step():
+                    if output.finished:
+                        answers[output.request_id] = Answer.of(output)
+                step += 1
+        finally:
+            probe.remove()
+        self._tell_workers()
+        return Traffic(answers=answers, steps=step, **probe.findings(), **self._leftovers())
+
+    def _leftovers(self) -> dict[str, int]:
+        scheduler = self.scheduler
+        pool = scheduler.kv_cache_manager.block_pool
+        context = getattr(self.model, "pruning", None)
+        return {
+            "blocks_held": pool.num_gpu_blocks - 1 - pool.get_num_free_blocks(),
+            "plans_left": len(getattr(scheduler, "plans", ()))
+            + (0 if context is None else len(context.requests)),
+        }
+
+    def _tell_workers(self) -> None:
+        """One more step, in which the workers hear of the last finished requests."""
+        self.llm.llm_engine.engine_core.engine_core.step_fn()
+
+    def kept(self, folder: str, name: str) -> dict[int, list[int]]:
+        """Kept indices of a request's videos, by first position, from its record."""
+        (path,) = Path(folder).glob(f"{name}-*.kept.json")
+        videos = json.loads(path.read_text())["videos"]
+        return {video["start"]: video["keep"] for video in videos}
+
+    def force_kept(self, kept: list[list[int]] | None) -> None:
+        """Let the next videos keep these indices, in order, whatever the selection says."""
+        import torch
+
+        from vllm_dpp.pruning.pruner import keep_indices
+
+        selector = self.model.language_model.model.selector
+        if kept is None:
+            selector.select = keep_indices
+            return
+        queue = [torch.tensor(indices) for indices in kept]
+        selector.select = lambda videos, config: [queue.pop(0) for _ in videos]
+
+
+class SchedulerProbe:
+    """Reads the scheduler after every step, without changing what it does."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+        self.inner = scheduler.schedule
+        self.preemptions = self.peak_running = self.working_steps = 0
+        self.blocks: dict[str, tuple[int, ...]] = {}
+        scheduler.schedule = self.schedule
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        output = self.inner(*args, **kwargs)
+        self.preemptions += len(output.preempted_req_ids or ())
+        self.peak_running = max(self.peak_running, len(self.scheduler.running))
+        self.working_steps += output.total_num_scheduled_tokens > 0
+        for request in self.scheduler.running:
+            ids = self.scheduler.kv_cache_manager.get_block_ids(request.request_id)
+            name = request.request_id.rsplit("-", 1)[0]
+            self.blocks.setdefault(name, tuple(len(group) for group in ids))
+        return output
+
+    def remove(self) -> None:
+        del self.scheduler.schedule
+
+    def findings(self) -> dict[str, Any]:
+        return {
+            "preemptions": self.preemptions,
+            "peak_running": self.peak_running,
+            "working_steps": self.working_steps,
+            "first_blocks": self.blocks,
+        }

@@ -1,0 +1,67 @@
+"""Inputs and comparisons that several test files share."""
+
+import torch
+from torch import Tensor
+
+from vllm_dpp.pruning import PruningConfig, VideoTokens
+
+# What float32 may lose, as a fraction of the largest initial gain of a segment.
+NEAR_TIE = 1e-5
+
+ALL_CONFIGS = [
+    PruningConfig(
+        segment_by=segment_by,
+        budget=budget,
+        relevance_sign=sign,
+        slices_per_segment=3,
+        num_segments=3,
+    )
+    for segment_by in ("slices", "count", "scene", "one")
+    for budget in ("length", "relevance")
+    for sign in ("positive", "negative")
+]
+
+
+def config_id(config: PruningConfig) -> str:
+    return f"{config.segment_by}-{config.budget}-{config.relevance_sign}"
+
+
+def random_video(
+    seed: int,
+    *,
+    num_slices: int = 8,
+    tokens_per_slice: int = 5,
+    dim: int = 48,
+    num_kept: int = 13,
+    dtype: torch.dtype = torch.float32,
+) -> VideoTokens:
+    generator = torch.Generator().manual_seed(seed)
+    num_tokens = num_slices * tokens_per_slice
+    features = torch.randn(num_tokens, dim, generator=generator).to(dtype)
+    raw = torch.rand(num_tokens, generator=generator)
+    return VideoTokens(features, raw, num_kept, num_slices)
+
+
+def reference_kernel(features: Tensor, relevance: Tensor) -> Tensor:
+    """[n, n] float64 kernel of [n, D] features and [n] relevance."""
+    features, relevance = features.double(), relevance.double()
+    unit = features / (features.norm(dim=1, keepdim=True) + 1e-8)
+    return relevance[:, None] * (unit @ unit.T) * relevance[None, :]
+
+
+def log_det(kernel: Tensor, selected: list[int]) -> float:
+    return float(torch.linalg.slogdet(kernel[selected][:, selected])[1]) if selected else 0.0
+
+
+def gains_along(kernel: Tensor, order: list[int]) -> list[tuple[float, float]]:
+    """Per step of `order`: the float64 gain of the token taken, and the best gain there was."""
+    pairs = []
+    for step, token in enumerate(order):
+        taken = order[:step]
+        base = kernel[taken][:, taken]
+        cross = kernel[taken]
+        solved = torch.linalg.solve(base, cross) if taken else cross
+        gains = kernel.diagonal() - (cross * solved).sum(dim=0)
+        gains[taken] = -torch.inf
+        pairs.append((float(gains[token]), float(gains.max())))
+    return pairs

@@ -1,0 +1,50 @@
+import pytest
+import torch
+
+from vllm_dpp.pruning.kernel import (
+    conditioned_kernel,
+    conditioned_rows,
+    similarity,
+    unit_rows,
+)
+
+from .helpers import reference_kernel
+
+
+@pytest.fixture
+def features():
+    return torch.randn(2, 7, 33, generator=torch.Generator().manual_seed(0)) * 300
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_kernels_follow_their_definitions(features, dtype):
+    features = features.to(dtype)
+    relevance = torch.rand(2, 7, generator=torch.Generator().manual_seed(1))
+    kernel, rows = conditioned_kernel(features, relevance), conditioned_rows(features, relevance)
+    assert kernel.dtype == rows.dtype == torch.float32
+    for s in range(2):
+        expected = reference_kernel(features[s], relevance[s]).float()
+        torch.testing.assert_close(kernel[s], expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(rows[s] @ rows[s].T, expected, rtol=1e-5, atol=1e-6)
+        plain = reference_kernel(features[s], torch.ones(7)).float()
+        torch.testing.assert_close(similarity(features[s]), plain, rtol=1e-5, atol=1e-6)
+
+
+def test_unit_rows(features):
+    lengths = unit_rows(features).norm(dim=-1)
+    torch.testing.assert_close(lengths, torch.ones(2, 7))
+
+
+def test_zero_rows_stay_zero():
+    features = torch.eye(3)
+    features[1] = 0
+    assert torch.equal(unit_rows(features)[1], torch.zeros(3))
+    assert torch.equal(similarity(features)[1], torch.zeros(3))
+    assert torch.equal(conditioned_kernel(features, torch.ones(3))[:, 1], torch.zeros(3))
+
+
+def test_inputs_are_left_alone(features):
+    before = features.clone()
+    conditioned_kernel(features, torch.ones(2, 7))
+    conditioned_rows(features, torch.ones(2, 7))
+    assert torch.equal(features, before)

@@ -1,0 +1,156 @@
+"""Chat messages to token ids and media items, the way the engine prepares them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import ProcessorMixin
+from transformers.video_utils import VideoMetadata
+
+from vllm_dpp.toy.video import vllm_video
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class MediaItem:
+    """One image or video of a prompt.
+
+    Args:
+        modality: "image" or "video".
+        start: position of its first placeholder token.
+        length: number of its placeholder tokens, one per merged patch.
+        pixel_values: [patches, patch_dim] float, normalised.
+        grid_thw: time slices, patch rows and patch columns, before the spatial merge.
+        second_per_grid_t: seconds between two time slices; unused for images.
+    """
+
+    modality: str
+    start: int
+    length: int
+    pixel_values: Tensor
+    grid_thw: tuple[int, int, int]
+    second_per_grid_t: float = 1.0
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids with every placeholder expanded, and the media items in order of position."""
+
+    token_ids: tuple[int, ...]
+    media: tuple[MediaItem, ...]
+    turn_end_token_id: int
+
+    @property
+    def videos(self) -> tuple[MediaItem, ...]:
+        return tuple(item for item in self.media if item.modality == "video")
+
+
+def chat_text(processor: ProcessorMixin, messages: Messages) -> str:
+    """The prompt as text, with one unexpanded placeholder for each media item."""
+    return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def multi_modal_data(messages: Messages) -> dict[str, list[Any]]:
+    """The media of the messages as the engine takes them: images, and (frames, metadata) pairs.
+
+    A video part is `{"type": "video", "video": frames, "fps": float}`, with frames [T, H, W, 3]
+    uint8 or a list of PIL images; an image part is `{"type": "image", "image": PIL image}`.
+    """
+    media: dict[str, list[Any]] = {"image": [], "video": []}
+    for message in messages:
+        parts = [] if isinstance(message["content"], str) else message["content"]
+        for part in parts:
+            if part["type"] == "image":
+                media["image"].append(part["image"])
+            elif part["type"] == "video":
+                frames = np.stack([np.asarray(frame) for frame in part["video"]])
+                media["video"].append(vllm_video(frames, part["fps"]))
+    return {modality: items for modality, items in media.items() if items}
+
+
+def prompt_from_messages(
+    processor: ProcessorMixin,
+    messages: Messages,
+    *,
+    engine_dtype: torch.dtype = torch.float32,
+    turn_end_token: str = "<|im_end|>",
+) -> Prompt:
+    """Run the checkpoint's processor over the messages.
+
+    The engine casts every floating output of the processor to the model's dtype, the seconds per
+    time slice included, and derives positions from the rounded value; `engine_dtype` repeats that.
+    No frame is sampled away.
+    """
+    media = multi_modal_data(messages)
+    videos = [frames for frames, _ in media.get("video", [])]
+    metadata = [
+        VideoMetadata(**{name: fields[name] for name in fields if name != "do_sample_frames"})
+        for _, fields in media.get("video", [])
+    ]
+    outputs = processor(
+        text=[chat_text(processor, messages)],
+        images=media.get("image"),
+        videos=videos or None,
+        videos_kwargs={"video_metadata": metadata, "do_sample_frames": False} if videos else {},
+        return_tensors="pt",
+    )
+    token_ids = tuple(outputs["input_ids"][0].tolist())
+    return Prompt(
+        token_ids=token_ids,
+        media=_place_media(token_ids, outputs, processor, engine_dtype),
+        turn_end_token_id=processor.tokenizer.convert_tokens_to_ids(turn_end_token),
+    )
+
+
+def _place_media(
+    token_ids: Sequence[int],
+    outputs: Mapping[str, Any],
+    processor: ProcessorMixin,
+    engine_dtype: torch.dtype,
+) -> tuple[MediaItem, ...]:
+    waiting = {
+        processor.image_token_id: _items_of("image", outputs, engine_dtype),
+        processor.video_token_id: _items_of("video", outputs, engine_dtype),
+    }
+    merged = processor.image_processor.merge_size**2
+    placed = []
+    position = 0
+    while position < len(token_ids):
+        if token_ids[position] not in waiting:
+            position += 1
+            continue
+        fields = waiting[token_ids[position]].pop(0)
+        length = len(fields["pixel_values"]) // merged
+        placed.append(MediaItem(start=position, length=length, **fields))
+        position += length
+    return tuple(placed)
+
+
+def _items_of(
+    modality: str, outputs: Mapping[str, Any], engine_dtype: torch.dtype
+) -> list[dict[str, Any]]:
+    if f"{modality}_grid_thw" not in outputs:
+        return []
+    grids = outputs[f"{modality}_grid_thw"]
+    pixels = outputs["pixel_values" if modality == "image" else "pixel_values_videos"]
+    pixels_of_item = pixels.to(engine_dtype).split(grids.prod(-1).tolist())
+    seconds = torch.ones(len(grids))
+    if modality == "video":
+        seconds = torch.as_tensor(outputs["second_per_grid_ts"]).to(engine_dtype)
+    return [
+        {
+            "modality": modality,
+            "pixel_values": pixel_values,
+            "grid_thw": tuple(grid.tolist()),
+            "second_per_grid_t": second.item(),
+        }
+        for pixel_values, grid, second in zip(pixels_of_item, grids, seconds, strict=True)
+    ]

@@ -1,0 +1,179 @@
+"""A model that forgets video tokens at one decoder layer, recomputed from scratch at every step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoProcessor
+
+from vllm_dpp.pruning import PruningConfig
+
+from .network import Network
+from .plan import VideoPlan, plan_videos
+from .prompt import Messages, Prompt, prompt_from_messages
+from .selection import Select, naive_selection
+
+
+@dataclass(frozen=True)
+class ReferenceResult:
+    """What the model answered and what it looked at.
+
+    Args:
+        tokens: the generated token ids.
+        logprobs: [len(tokens), vocabulary], in the dtype of the model.
+        keep: per video, the ascending indices of the tokens kept, counted from its first token.
+        raw_relevance: per video [N], None where no question follows the video.
+        features: per video [N, hidden], the hidden states that enter the prune layer.
+        plans: per video, what was decided before looking at any data.
+    """
+
+    tokens: list[int]
+    logprobs: Tensor
+    keep: list[list[int]]
+    raw_relevance: list[Tensor | None]
+    features: list[Tensor]
+    plans: list[VideoPlan]
+
+
+class Reference:
+    """A checkpoint that answers prompts with pruned videos.
+
+    Args:
+        checkpoint_path: folder with a Qwen2.5-VL checkpoint and its processor.
+        dtype: of the computation; torch.float64 judges near-ties.
+        engine_dtype: of the engine to compare with, which rounds pixels and seconds to it.
+    """
+
+    def __init__(
+        self,
+        checkpoint_path: str | Path,
+        dtype: torch.dtype = torch.float32,
+        engine_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.network = Network(checkpoint_path, dtype)
+        self.processor = AutoProcessor.from_pretrained(checkpoint_path)
+        self.engine_dtype = engine_dtype
+
+    def from_messages(self, messages: Messages) -> Prompt:
+        """Tokens and media of a chat, through the checkpoint's own processor."""
+        return prompt_from_messages(self.processor, messages, engine_dtype=self.engine_dtype)
+
+    def run(
+        self,
+        prompt: Prompt,
+        *,
+        prune_layer: int,
+        retention_ratio: float,
+        max_tokens: int,
+        block_size: int | None = None,
+        settings: PruningConfig | None = None,
+        select: Select | None = None,
+        forced_tokens: Sequence[int] | None = None,
+        forced_keep: Sequence[Sequence[int]] | None = None,
+    ) -> ReferenceResult:
+        """Generate exactly `max_tokens` tokens greedily; an end-of-sequence token stops nothing.
+
+        Args:
+            prune_layer: K; layers [0, K) see every token, layers [K, L) only those kept.
+            retention_ratio: fraction of each video that is kept, in (0, 1]; the ratio in
+                `settings` is not read.
+            block_size: page size of the engine's cache when prefix caching is on, else None.
+            settings: of the default selection.
+            select: a selection in the place of the default one.
+            forced_tokens: the answer, whatever the logits say.
+            forced_keep: per video the tokens to keep, whatever the plan and the selection say.
+        """
+        if not 0 <= prune_layer < self.network.num_layers:
+            raise ValueError(
+                f"prune_layer must be in [0, {self.network.num_layers}), got {prune_layer}"
+            )
+        if forced_tokens is not None and len(forced_tokens) != max_tokens:
+            raise ValueError(f"{max_tokens} tokens are asked for, {len(forced_tokens)} are forced")
+
+        plans = plan_videos(prompt, retention_ratio, block_size)
+        media = self.network.media_embeddings(prompt)
+        features, relevance = self._evidence(prompt, media, plans, prune_layer)
+        if forced_keep is None:
+            select = select or naive_selection(settings)
+            evidence = zip(plans, features, relevance, strict=True)
+            keep = [_choose(select, *seen) for seen in evidence]
+        else:
+            keep = [list(indices) for indices in forced_keep]
+
+        tokens: list[int] = []
+        logprobs: list[Tensor] = []
+        for step in range(max_tokens):
+            logits = self.logits(prompt, tokens, prune_layer, keep, media)[-1]
+            logprobs.append(logits.log_softmax(dim=-1))
+            tokens.append(int(logits.argmax()) if forced_tokens is None else forced_tokens[step])
+        return ReferenceResult(tokens, torch.stack(logprobs), keep, relevance, features, plans)
+
+    def logits(
+        self,
+        prompt: Prompt,
+        generated: Sequence[int],
+        prune_layer: int,
+        keep: Sequence[Sequence[int]],
+        media: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Logits [rows, vocabulary] of every prompt token that is kept, then of the generated ones.
+
+        Args:
+            media: outputs of the vision tower if they are known already.
+        """
+        network = self.network
+        if media is None:
+            media = network.media_embeddings(prompt)
+        positions = network.positions(prompt, len(generated))
+        rows = kept_rows(prompt, positions.shape[1], keep)
+
+        hidden = network.embeddings(prompt, generated, media)
+        hidden = network.hidden_states(hidden, positions, range(prune_layer))[-1]
+        upper = range(prune_layer, network.num_layers)
+        hidden = network.hidden_states(hidden[rows], positions[:, rows], upper)[-1]
+        return network.logits(hidden)
+
+    def _evidence(
+        self, prompt: Prompt, media: Sequence[Tensor], plans: Sequence[VideoPlan], prune_layer: int
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Per video the features at the prune layer, and the raw relevance one layer before."""
+        network = self.network
+        positions = network.positions(prompt, 0)
+        hidden = network.embeddings(prompt, (), media)
+        entering = network.hidden_states(hidden, positions, range(prune_layer))
+        asked = max(prune_layer - 1, 0)
+        features: list[Tensor] = []
+        relevance: list[Tensor | None] = []
+        for plan in plans:
+            video = slice(plan.start, plan.start + plan.length)
+            features.append(entering[prune_layer][video])
+            relevance.append(
+                network.raw_relevance(asked, entering[asked], positions, plan.question, video)
+                if plan.question
+                else None
+            )
+        return features, relevance
+
+
+def kept_rows(prompt: Prompt, num_tokens: int, keep: Sequence[Sequence[int]]) -> list[int]:
+    """Rows that enter the prune layer: all but the video tokens that are not kept."""
+    dropped: set[int] = set()
+    for video, indices in zip(prompt.videos, keep, strict=True):
+        everything = set(range(video.length))
+        if list(indices) != sorted(set(indices)) or not everything.issuperset(indices):
+            raise ValueError(f"keep needs ascending indices below {video.length}, got {indices}")
+        dropped.update(video.start + index for index in everything.difference(indices))
+    return [row for row in range(num_tokens) if row not in dropped]
+
+
+def _choose(
+    select: Select, plan: VideoPlan, features: Tensor, relevance: Tensor | None
+) -> list[int]:
+    if plan.num_kept == plan.length:
+        return list(range(plan.length))
+    indices = [int(index) for index in select(features, relevance, plan.num_kept, plan.num_slices)]
+    if len(indices) != plan.num_kept:
+        raise ValueError(f"the plan keeps {plan.num_kept} tokens, but {len(indices)} were chosen")
+    return indices

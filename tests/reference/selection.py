@@ -1,0 +1,24 @@
+"""The choice of tokens, which the reference takes from outside."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from vllm_dpp.pruning import PruningConfig, VideoTokens, naive_keep_indices
+
+Select = Callable[[Tensor, Tensor | None, int, int], Sequence[int]]
+"""(features [N, hidden], raw relevance [N] or None, num_kept, num_slices) to ascending indices."""
+
+
+def naive_selection(settings: PruningConfig | None = None) -> Select:
+    """The selection of the project in float64, by definition and not by its fast path."""
+    config = PruningConfig() if settings is None else settings
+
+    def select(
+        features: Tensor, raw_relevance: Tensor | None, num_kept: int, num_slices: int
+    ) -> Sequence[int]:
+        relevance = None if raw_relevance is None else raw_relevance.double()
+        video = VideoTokens(features.double(), relevance, num_kept, num_slices)
+        return naive_keep_indices([video], config)[0]
+
+    return select

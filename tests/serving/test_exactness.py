@@ -1,0 +1,134 @@
+"""Pruned serving equals a transformers model that drops the same tokens.
+
+Full-vocabulary log-probabilities in float32, for every prune layer, several ratios in one batch,
+every kind of segment, with and without prefix caching, synchronous and asynchronous scheduling, on
+both model runners.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engines.host import EngineHost
+from tests.engines.judge import TOLERANCE, Judge
+from tests.engines.traffic import Arrival
+from tests.reference.chats import CHATS
+from vllm_dpp.serving.settings import ServingSettings
+
+pytestmark = [pytest.mark.slow, pytest.mark.e2e]
+
+BLOCK_SIZE = 32
+RATIOS = (1.0, 0.5, 0.25, 0.1)
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "K0-one-segment": (dict(prune_layer=0, segment_by="one"), {}),
+    "K1-two-segments-no-relevance-async": (
+        dict(prune_layer=1, segment_by="count", num_segments=2, relevance="none"),
+        dict(async_scheduling=True),
+    ),
+    "K2-segment-per-slice-caching": (
+        dict(prune_layer=2, segment_by="slices", slices_per_segment=1),
+        dict(enable_prefix_caching=True),
+    ),
+    "K3-three-segments-cdpruner-relevance-caching-async": (
+        dict(
+            prune_layer=3,
+            segment_by="count",
+            num_segments=3,
+            relevance_sign="negative",
+            relevance_floor=0.0,
+        ),
+        dict(enable_prefix_caching=True, async_scheduling=True),
+    ),
+    "K4-four-scenes-budget-by-relevance": (
+        dict(prune_layer=4, segment_by="scene", num_segments=4, budget="relevance"),
+        {},
+    ),
+    "K5-two-slices-async": (
+        dict(prune_layer=5, segment_by="slices", slices_per_segment=2),
+        dict(async_scheduling=True),
+    ),
+}
+
+
+def name_of(chat: str, ratio: float) -> str:
+    return f"{chat} {ratio}".replace(" ", "-").replace(".", "_")
+
+
+def ask(judge: Judge, chat: str, ratio: float, **more: Any) -> Arrival:
+    return Arrival(
+        name_of(chat, ratio),
+        judge.engine_prompts[chat],
+        extra_args={"dpp_retention_ratio": ratio, "dpp_record": 1},
+        **more,
+    )
+
+
+def kept_by_engine(host: EngineHost, folder: Path, chat: str, ratio: float, judge: Judge):
+    """Kept indices of each video; a video without a record kept everything."""
+    files = list(folder.glob(f"{name_of(chat, ratio)}-*.kept.json"))
+    kept = host.call("kept", str(folder), name_of(chat, ratio)) if files else {}
+    videos = judge.prompts[chat].videos
+    return [kept.get(v.start, list(range(v.length))) for v in videos]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_answer_equals_the_reference(
+    host: EngineHost, judge: Judge, tiny_checkpoint: Path, tmp_path: Path, case: str
+) -> None:
+    dpp, engine = CASES[case]
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    host.load(tiny_checkpoint, dpp | {"record_dir": str(tmp_path)}, **engine)
+    settings = ServingSettings(**dpp)
+    block_size = BLOCK_SIZE if engine.get("enable_prefix_caching") else None
+
+    batch = host.run([ask(judge, chat, ratio) for chat in CHATS for ratio in RATIOS])
+    move_records(tmp_path, together)
+    assert batch.peak_running == len(CHATS) * len(RATIOS)
+    worst = 0.0
+    for chat in CHATS:
+        for ratio in RATIOS:
+            keep = judge.keep(chat, ratio, settings.prune_layer, settings, block_size)
+            assert kept_by_engine(host, together, chat, ratio, judge) == keep, (chat, ratio)
+            answer = batch.answers[name_of(chat, ratio)]
+            worst = max(worst, judge.difference(answer, chat, settings.prune_layer, keep))
+    assert worst <= TOLERANCE
+
+    for chat in CHATS:
+        single = host.run([ask(judge, chat, 0.25)])
+        keep = judge.keep(chat, 0.25, settings.prune_layer, settings, block_size)
+        difference = judge.difference(
+            single.answers[name_of(chat, 0.25)], chat, settings.prune_layer, keep
+        )
+        assert difference <= TOLERANCE
+        move_records(tmp_path, alone)
+        assert kept_by_engine(host, alone, chat, 0.25, judge) == keep, chat
+        assert (single.blocks_held, single.plans_left) == (0, 0)
+
+
+def move_records(source: Path, target: Path) -> None:
+    target.mkdir(exist_ok=True)
+    for path in source.glob("*.json"):
+        path.replace(target / path.name)
+
+
+def test_ratio_one_is_the_stock_model(
+    host: EngineHost, judge: Judge, tiny_checkpoint: Path
+) -> None:
+    """Bit for bit: the same kernels see the same numbers."""
+
+    def answers(ratio: float | None):
+        args = None if ratio is None else {"dpp_retention_ratio": ratio}
+        runs = {
+            chat: host.run([Arrival("a", prompt, extra_args=args)])
+            for chat, prompt in judge.engine_prompts.items()
+        }
+        return {chat: run.answers["a"] for chat, run in runs.items()}
+
+    host.load(tiny_checkpoint, None)
+    stock = answers(None)
+    host.load(tiny_checkpoint, {"retention_ratio": 0.25})
+    plugin = answers(1.0)
+    for chat in CHATS:
+        assert plugin[chat].tokens == stock[chat].tokens
+        assert (plugin[chat].logprobs == stock[chat].logprobs).all()

@@ -1,0 +1,61 @@
+"""Settings and request arguments: what is accepted, and what each error says."""
+
+import pytest
+from vllm_dpp.serving.request_plan import RequestOptions
+from vllm_dpp.serving.settings import ServingSettings
+
+
+def test_settings_survive_the_trip_through_additional_config():
+    settings = ServingSettings(retention_ratio=0.5, prune_layer=3, record_dir="records")
+    assert ServingSettings.from_additional_config(settings.as_additional_config()) == settings
+
+
+def test_missing_section_means_defaults():
+    assert ServingSettings.from_additional_config({}) == ServingSettings()
+    assert ServingSettings.from_additional_config(None) == ServingSettings()
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"prune_layr": 3}, "prune_layer"),
+        ({"prune_layer": -1}, "prune_layer must be an integer >= 0"),
+        ({"prune_layer": True}, "prune_layer must be an integer"),
+        ({"retention_ratio": 0}, r"retention_ratio .*\(0, 1\]"),
+        ({"retention_ratio": "abc"}, "retention_ratio"),
+        ({"min_retention_ratio": 2}, "min_retention_ratio"),
+        ({"retention_ratio": 0.1, "min_retention_ratio": 0.2}, "below min_retention_ratio"),
+        ({"record_dir": 3}, "record_dir"),
+        ({"turn_end_token_id": "x"}, "turn_end_token_id"),
+        ({"segment_by": "mood"}, "segment_by"),
+        ("fast", "must be a mapping"),
+    ],
+)
+def test_bad_settings_name_the_setting(section, message):
+    with pytest.raises(ValueError, match=message):
+        ServingSettings.from_additional_config({"dpp": section})
+
+
+def test_request_arguments():
+    assert RequestOptions.from_extra_args(None) == RequestOptions()
+    assert RequestOptions.from_extra_args({"other": 1}) == RequestOptions()
+    asked = RequestOptions.from_extra_args({"dpp_retention_ratio": 1, "dpp_record": 1})
+    assert asked == RequestOptions(retention_ratio=1.0, record=True)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"dpp_retention_ratio": 0}, r"\(0, 1\]"),
+        ({"dpp_retention_ratio": 1.5}, "got 1.5"),
+        ({"dpp_retention_ratio": "half"}, "'half'"),
+        ({"dpp_retention_ratio": True}, "got True"),
+        ({"dpp_retention_ratio": float("nan")}, "nan"),
+        ({"dpp_retention_ratio": [0.5]}, "number"),
+        ({"dpp_retention": 0.5}, "did you mean 'dpp_retention_ratio'"),
+        ({"dpp_record": 7}, "dpp_record must be true or false"),
+    ],
+)
+def test_bad_request_arguments_name_the_argument(args, message):
+    with pytest.raises(ValueError, match=message):
+        RequestOptions.from_extra_args(args)

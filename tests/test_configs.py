@@ -1,0 +1,60 @@
+"""Every file of `configs/` means what it says, read by vLLM's own parser."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from vllm_dpp.serving.families import FAMILIES
+from vllm_dpp.serving.layer_groups import default_prune_layer, wasted_fraction
+from vllm_dpp.serving.settings import ServingSettings
+
+FOLDER = Path(__file__).parents[1] / "configs"
+MODELS = {  # file: model, layers, prune layer, step budget, tensor-parallel size
+    "qwen2_5_vl_3b.yaml": ("Qwen/Qwen2.5-VL-3B-Instruct", 36, 9, 32768, 1),
+    "qwen2_5_vl_7b.yaml": ("Qwen/Qwen2.5-VL-7B-Instruct", 28, 7, 32768, 1),
+    "qwen2_5_vl_72b.yaml": ("Qwen/Qwen2.5-VL-72B-Instruct", 80, 20, 32768, 4),
+    "cpu_demo.yaml": ("Qwen/Qwen2.5-VL-3B-Instruct", 36, 9, 8192, 1),
+}
+
+
+@pytest.fixture(scope="module")
+def parser() -> FlexibleArgumentParser:
+    return AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())
+
+
+def parse(parser: FlexibleArgumentParser, name: str) -> Namespace:
+    return parser.parse_args(["--config", str(FOLDER / name)])
+
+
+def test_every_file_is_listed() -> None:
+    assert {path.name for path in FOLDER.iterdir()} == set(MODELS)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_settings(parser: FlexibleArgumentParser, name: str) -> None:
+    model, num_layers, prune_layer, budget, tensor_parallel = MODELS[name]
+    args = parse(parser, name)
+    assert args.model == model
+    assert args.hf_overrides == {"architectures": [FAMILIES[0].variant]}
+    assert ServingSettings.from_additional_config(args.additional_config) == ServingSettings(
+        prune_layer=prune_layer, retention_ratio=0.25
+    )
+    assert prune_layer == default_prune_layer(num_layers)
+    assert wasted_fraction(num_layers, prune_layer) == 0
+    assert args.max_num_batched_tokens == args.max_model_len == budget
+    assert args.tensor_parallel_size == tensor_parallel
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_longest_video_fits_in_half_a_step(parser: FlexibleArgumentParser, name: str) -> None:
+    args = parse(parser, name)
+    slices = args.media_io_kwargs["video"]["max_frames"] // 2
+    pixels = args.mm_processor_kwargs["videos_kwargs"]["size"]["longest_edge"]
+    assert slices * (pixels // 28**2) <= args.max_num_batched_tokens // 2
+
+
+def test_the_cpu_demo_starts_fast(parser: FlexibleArgumentParser) -> None:
+    assert parse(parser, "cpu_demo.yaml").enforce_eager is True

@@ -1,0 +1,1 @@
+"""Measurements. ``throughput`` compares stock vLLM, EVS and mid-decoder pruning offline."""

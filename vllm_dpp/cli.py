@@ -1,0 +1,128 @@
+"""The command line. Nothing heavy is imported before a command is chosen."""
+
+import argparse
+import importlib.util
+import inspect
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+
+from vllm_dpp import __version__
+
+NO_VLLM = (
+    "vLLM is not installed: pip install 'vllm-dpp[cuda]' for an NVIDIA GPU, "
+    "'vllm-dpp[cpu]' for a CPU"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; bad input is a line on stderr and exit status 2."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = argparse.ArgumentParser(
+        prog="vllm-dpp",
+        usage="%(prog)s COMMAND [arguments]",
+        description="Serve vision-language models with video tokens pruned inside the decoder.",
+        epilog="commands:\n"
+        + "\n".join(f"  {name:8}{command.__doc__}" for name, command in COMMANDS.items())
+        + "\n\n`vllm-dpp COMMAND --help` says more of each.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument("command", choices=list(COMMANDS), help=argparse.SUPPRESS)
+    command = parser.parse_args(argv[:1]).command
+    try:
+        return COMMANDS[command](argv[1:])
+    except (ValueError, OSError) as error:
+        print(f"vllm-dpp {command}: error: {error}", file=sys.stderr)
+        return 2
+
+
+def serve(argv: Sequence[str]) -> int:
+    """start `vllm serve` with pruning on, or only print the command"""
+    parser = _serve_parser()
+    from vllm_dpp.serve_command import BUDGET, dashed, serve_command
+
+    given, rest = parser.parse_known_args(dashed(argv))
+    settings = vars(given)
+    dry_run = settings.pop("dry_run")
+    if importlib.util.find_spec("vllm") is None:
+        raise ValueError(NO_VLLM)
+    command = serve_command(settings, rest)
+    if BUDGET in command and not any(argument.startswith(BUDGET) for argument in rest):
+        print(
+            f"# {BUDGET} {command[command.index(BUDGET) + 1]}: the longest video and question, in "
+            "tokens, that one step can prune; give your own for longer ones"
+        )
+    print("+ " + shlex.join(command), flush=True)
+    if not dry_run:
+        module = ["-m", "vllm.entrypoints.cli.main"]  # what the script `vllm` runs
+        os.execv(sys.executable, [sys.executable, *module, *command[1:]])
+    return 0
+
+
+def show(argv: Sequence[str]) -> int:
+    """draw which tokens of a video were kept"""
+    from vllm_dpp.show import main
+
+    return main(argv)
+
+
+def bench(argv: Sequence[str]) -> int:
+    """measure it: `bench throughput`"""
+    parser = argparse.ArgumentParser(prog="vllm-dpp bench", usage="%(prog)s throughput [arguments]")
+    parser.add_argument("benchmark", choices=["throughput"])
+    parser.parse_args(argv[:1])
+    from vllm_dpp.bench.throughput import main
+
+    return main(argv[1:]) or 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"serve": serve, "show": show, "bench": bench}
+
+
+def _serve_parser() -> argparse.ArgumentParser:
+    """One flag for each field of `ServingSettings`, whose docstrings are the help."""
+    from dataclasses import fields
+    from typing import Literal, get_args, get_origin, get_type_hints
+
+    from vllm_dpp.serve_command import ADDITIONAL, BUDGET, flag_of
+    from vllm_dpp.serving.settings import ServingSettings
+
+    parser = argparse.ArgumentParser(
+        prog="vllm-dpp serve",
+        usage="%(prog)s MODEL [settings] [--dry-run] [any flag of `vllm serve`]",
+        description="Start `vllm serve` with video tokens pruned in the middle of the decoder. The "
+        f"plain command is printed first. {BUDGET} is raised, unless you give it, so that a long "
+        "video fits in one step.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the command and stop")
+    group = parser.add_argument_group("settings", f"each a key of `dpp` in {ADDITIONAL}")
+    descriptions, hints = _described_fields(ServingSettings), get_type_hints(ServingSettings)
+    for field in fields(ServingSettings):
+        hint = hints[field.name]
+        values = [value for value in get_args(hint) or (hint,) if value is not type(None)]
+        is_choice = get_origin(hint) is Literal
+        default = "" if field.default is None else f" (default: {field.default})"
+        group.add_argument(
+            flag_of(field.name),
+            type=str if is_choice else values[0],
+            choices=values if is_choice else None,
+            metavar=None if is_choice else values[0].__name__.upper(),
+            default=argparse.SUPPRESS,
+            help=(descriptions.get(field.name, "") + default).replace("%", "%%"),
+        )
+    return parser
+
+
+def _described_fields(cls: type) -> dict[str, str]:
+    """What the `Args:` of a class and its bases say of each field."""
+    described = {}
+    for part in reversed(cls.__mro__):
+        text = inspect.cleandoc(part.__doc__ or "")
+        section = text.partition("Args:\n")[2].partition("Raises:\n")[0]
+        for name, text in re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", section, re.MULTILINE):
+            described[name] = " ".join(text.replace("`", "").split())
+    return described

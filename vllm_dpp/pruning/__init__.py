@@ -1,0 +1,23 @@
+"""Pruning of video tokens by greedy MAP inference of a conditional DPP. Needs torch alone."""
+
+from vllm_dpp.pruning.budget import num_kept, share_by_length, share_by_weight
+from vllm_dpp.pruning.config import PruningConfig
+from vllm_dpp.pruning.naive import naive_greedy_map, naive_keep_indices
+from vllm_dpp.pruning.pruner import VideoTokens, keep_indices
+from vllm_dpp.pruning.relevance import normalize_relevance, question_attention
+from vllm_dpp.pruning.segments import scene_segment_ids, segment_offsets
+
+__all__ = [
+    "PruningConfig",
+    "VideoTokens",
+    "keep_indices",
+    "naive_greedy_map",
+    "naive_keep_indices",
+    "normalize_relevance",
+    "num_kept",
+    "question_attention",
+    "scene_segment_ids",
+    "segment_offsets",
+    "share_by_length",
+    "share_by_weight",
+]

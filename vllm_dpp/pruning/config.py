@@ -1,0 +1,92 @@
+"""The settings of the pruner."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self, get_args
+
+from vllm_dpp.pruning.checks import (
+    require_choice,
+    require_integer,
+    require_ratio,
+    require_unit_interval,
+)
+
+SegmentBy = Literal["slices", "count", "scene", "one"]
+RelevanceSource = Literal["question", "none"]
+RelevanceSign = Literal["positive", "negative"]
+BudgetRule = Literal["length", "relevance"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningConfig:
+    """What to keep of a video and how to choose it.
+
+    Args:
+        retention_ratio: fraction of the video's tokens that is kept, in (0, 1].
+        segment_by: how a video is cut into segments, inside which diversity is measured.
+            "slices": every `slices_per_segment` temporal slices; the last segment may be shorter.
+            "count": `num_segments` segments of equal length, to within one slice.
+            "scene": `num_segments` segments, cut where adjacent slices differ most.
+            "one": the whole video.
+        slices_per_segment: length of a segment for "slices", in temporal slices of the vision
+            encoder, at least 1. (In Qwen2.5-VL a slice is two frames.)
+        num_segments: number of segments for "count" and "scene", at least 1; a video of fewer
+            slices gets one segment per slice.
+        relevance: "question" weighs each token by the attention that the question pays to it;
+            "none" selects by diversity alone.
+        relevance_sign: "positive" prefers tokens of high attention; "negative", which is
+            CDPruner's own, those of low attention.
+        relevance_floor: lower end of the softened relevance, in [0, 1]: 0 uses the min-max
+            normalised relevance as it is, 1 ignores relevance.
+        budget: how the kept tokens are shared among segments: by "length", or by the sum of
+            "relevance" in each.
+
+    Raises:
+        ValueError: a field has a wrong type or lies outside its range.
+    """
+
+    retention_ratio: float = 0.25
+    segment_by: SegmentBy = "slices"
+    slices_per_segment: int = 16
+    num_segments: int = 4
+    relevance: RelevanceSource = "question"
+    relevance_sign: RelevanceSign = "positive"
+    relevance_floor: float = 0.1
+    budget: BudgetRule = "length"
+
+    def __post_init__(self) -> None:
+        require_ratio("retention_ratio", self.retention_ratio)
+        require_choice("segment_by", self.segment_by, get_args(SegmentBy))
+        require_integer("slices_per_segment", self.slices_per_segment, minimum=1)
+        require_integer("num_segments", self.num_segments, minimum=1)
+        require_choice("relevance", self.relevance, get_args(RelevanceSource))
+        require_choice("relevance_sign", self.relevance_sign, get_args(RelevanceSign))
+        require_unit_interval("relevance_floor", self.relevance_floor)
+        require_choice("budget", self.budget, get_args(BudgetRule))
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
+        """Build the configuration, of this class or a subclass, from its fields by name.
+
+        Args:
+            mapping: any subset of the fields; the others keep their defaults.
+
+        Raises:
+            ValueError: `mapping` is no mapping, has an unknown key, or has a bad value.
+        """
+        if not isinstance(mapping, Mapping):
+            raise ValueError(f"{cls.__name__} needs a mapping of its fields, got {mapping!r}")
+        names = [field.name for field in fields(cls) if field.init]
+        unknown = [key for key in mapping if key not in names]
+        if unknown:
+            raise ValueError(_unknown_keys_message(cls.__name__, unknown, names))
+        return cls(**mapping)
+
+
+def _unknown_keys_message(owner: str, unknown: list[Any], names: list[str]) -> str:
+    described = []
+    for key in unknown:
+        close = difflib.get_close_matches(str(key), names, n=1)
+        described.append(f"{key!r} (did you mean {close[0]!r}?)" if close else repr(key))
+    return f"unknown {owner} keys: {', '.join(described)}; valid keys: {', '.join(names)}"

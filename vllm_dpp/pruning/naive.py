@@ -1,0 +1,172 @@
+"""The float64 reference: plain loops that follow the definitions, never optimised.
+
+It shares no code with the fast path but the rank tolerance. The marginal gain of a token is read
+off the Schur complement of the kernel on the tokens taken so far, not off Cholesky rows.
+"""
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vllm_dpp.pruning.kernel import RANK_TOLERANCE
+
+if TYPE_CHECKING:  # the reference must not depend on what it judges
+    from vllm_dpp.pruning.config import PruningConfig
+    from vllm_dpp.pruning.pruner import VideoTokens
+
+
+# Gains this close, as a fraction of the largest initial gain, are a tie: the epsilon of the unit
+# rows alone moves the gains of equally relevant tokens by about as much.
+_TIE = 1e-7
+
+
+def naive_greedy_map(kernel: Tensor, k: int, relevance: Sequence[float]) -> list[int]:
+    """Greedy MAP on one kernel, then a fill by relevance up to exactly `k` tokens.
+
+    Args:
+        kernel: [n, n] float, symmetric, positive semi-definite.
+        k: tokens to take, in [0, n].
+        relevance: n values; they order the fill only.
+
+    Returns:
+        k distinct tokens in order of selection; ties go to the lowest index.
+
+    Raises:
+        ValueError: `kernel` is not square or `k` lies outside [0, n].
+    """
+    if kernel.dim() != 2 or kernel.shape[0] != kernel.shape[1]:
+        raise ValueError(f"kernel must be [n, n], got shape {list(kernel.shape)}")
+    n = len(kernel)
+    if not 0 <= k <= n:
+        raise ValueError(f"k must be in [0, {n}], got {k}")
+    rest = kernel.double().clone()
+    largest = max(rest.diagonal().tolist(), default=0.0)
+    selected: list[int] = []
+    while len(selected) < k:
+        gains = rest.diagonal().tolist()
+        best = _best([i for i in range(n) if i not in selected], gains, _TIE * largest)
+        if gains[best] <= RANK_TOLERANCE * largest:
+            break
+        selected.append(best)
+        rest = rest - torch.outer(rest[:, best], rest[best, :]) / rest[best, best]
+    while len(selected) < k:
+        selected.append(_best([i for i in range(n) if i not in selected], relevance))
+    return selected
+
+
+def naive_keep_indices(videos: Sequence["VideoTokens"], config: "PruningConfig") -> list[list[int]]:
+    """What `keep_indices` computes, per video a list of ascending token indices."""
+    return [_keep_video(video, config) for video in videos]
+
+
+def _keep_video(video: "VideoTokens", config: "PruningConfig") -> list[int]:
+    features = video.features.double()
+    relevance = _relevance(video, config)
+    segments = _segments(features, video.num_slices, config)
+    lengths = [len(segment) for segment in segments]
+    weights = [float(length) for length in lengths]
+    if config.budget == "relevance":
+        weights = [math.fsum(relevance[i] for i in segment) for segment in segments]
+    keep: list[int] = []
+    budgets = naive_shares(video.num_kept, weights, lengths)
+    for segment, budget in zip(segments, budgets, strict=True):
+        kernel = _kernel(features[segment], [relevance[i] for i in segment])
+        chosen = naive_greedy_map(kernel, budget, [relevance[i] for i in segment])
+        keep.extend(segment[i] for i in chosen)
+    return sorted(keep)
+
+
+def naive_shares(total: int, weights: Sequence[float], lengths: Sequence[int]) -> list[int]:
+    """Share `total` by weight in exact fractions: fill up segments, then largest remainder.
+
+    Segments of weight 0 share, by length, what is left once all others are full.
+    """
+    exact = _fill_up(Fraction(total), [Fraction(weight) for weight in weights], lengths)
+    unweighted = [lengths[i] if weights[i] <= 0 else 0 for i in range(len(lengths))]
+    left = total - sum(exact, Fraction(0))
+    rest = _fill_up(left, [Fraction(length) for length in unweighted], unweighted)
+    exact = [share + more for share, more in zip(exact, rest, strict=True)]
+    shares = [math.floor(share) for share in exact]
+    while sum(shares) < total:
+        remainders = [float(share - floor) for share, floor in zip(exact, shares, strict=True)]
+        shares[_best(list(range(len(shares))), remainders)] += 1
+    return shares
+
+
+def _fill_up(
+    total: Fraction, weights: Sequence[Fraction], lengths: Sequence[int]
+) -> list[Fraction]:
+    """Share `total` by weight; whoever is full stops, and the others share what is left."""
+    shares = [Fraction(0) for _ in lengths]
+    unfilled = [i for i in range(len(lengths)) if weights[i] > 0 and lengths[i] > 0]
+    while unfilled:
+        level = total / sum(weights[i] for i in unfilled)
+        full = [i for i in unfilled if level * weights[i] >= lengths[i]]
+        if not full:
+            for i in unfilled:
+                shares[i] = level * weights[i]
+            break
+        for i in full:
+            shares[i] = Fraction(lengths[i])
+            total -= lengths[i]
+        unfilled = [i for i in unfilled if i not in full]
+    return shares
+
+
+def _best(candidates: Sequence[int], values: Sequence[float], tie: float = 0.0) -> int:
+    """The first of `candidates` whose value is within `tie` of the largest."""
+    largest = max(values[i] for i in candidates)
+    return next(i for i in candidates if values[i] >= largest - tie)
+
+
+def _relevance(video: "VideoTokens", config: "PruningConfig") -> list[float]:
+    if video.raw_relevance is None or config.relevance == "none":
+        return [1.0] * len(video.features)
+    sign = 1.0 if config.relevance_sign == "positive" else -1.0
+    raw = [sign * value for value in video.raw_relevance.double().tolist()]
+    if not raw:
+        return []
+    low, high = min(raw), max(raw)
+    floor = config.relevance_floor
+    return [floor + (1 - floor) * (v - low + 1e-6) / (high - low + 1e-8) for v in raw]
+
+
+def _segments(features: Tensor, num_slices: int, config: "PruningConfig") -> list[list[int]]:
+    """The tokens of each segment."""
+    starts = [t in _cuts(features, num_slices, config) for t in range(num_slices)]
+    tokens_per_slice = len(features) // num_slices
+    segments: list[list[int]] = []
+    for t in range(num_slices):
+        if starts[t] or not segments:
+            segments.append([])
+        segments[-1].extend(range(t * tokens_per_slice, (t + 1) * tokens_per_slice))
+    return segments
+
+
+def _cuts(features: Tensor, num_slices: int, config: "PruningConfig") -> list[int]:
+    """The slices at which a new segment starts, without the first."""
+    count = min(config.num_segments, num_slices)
+    if config.segment_by == "slices":
+        return [t for t in range(1, num_slices) if t % config.slices_per_segment == 0]
+    if config.segment_by == "count":
+        return [segment * num_slices // count for segment in range(1, count)]
+    if config.segment_by == "one":
+        return []
+    means = [part.mean(dim=0) for part in features.chunk(num_slices)]
+    cosines = []
+    for before, after in zip(means[:-1], means[1:], strict=True):
+        lengths = (before.norm() + 1e-8) * (after.norm() + 1e-8)
+        cosines.append(float(before @ after / lengths))
+    by_similarity = sorted(range(len(cosines)), key=lambda t: cosines[t])
+    return [t + 1 for t in by_similarity[: count - 1]]
+
+
+def _kernel(features: Tensor, relevance: list[float]) -> Tensor:
+    """L = diag(r) S diag(r) of some tokens, [n, n] float64."""
+    unit = torch.stack([row / (row.norm() + 1e-8) for row in features])
+    diagonal = torch.diag(torch.tensor(relevance, dtype=torch.float64))
+    return diagonal @ unit @ unit.T @ diagonal
