@@ -19,11 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from openai import OpenAI
+from openai import OpenAI, OpenAIError
 
 from vllm_dpp import show
-from vllm_dpp.toy.checkpoint import TINY, make_checkpoint
 from vllm_dpp.toy.video import as_data_url, render_frames, write_mp4
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,10 +42,7 @@ def main() -> int:
     """Run the demo; 1 if the server does not start or a request fails."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     started = time.monotonic()
-    say(
-        f"a toy Qwen2.5-VL ({TINY.num_layers} layers, random weights) and a video of "
-        f"{NUM_FRAMES // FPS} s, in {FOLDER.relative_to(ROOT)}"
-    )
+    say(f"a toy Qwen2.5-VL with random weights and a video of {NUM_FRAMES // FPS} s")
     make_inputs()
     port = free_port()
     with running_server(serve_command(port)) as server:
@@ -55,7 +50,11 @@ def main() -> int:
             return 1
         client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
         say(f"the same video and question twice: {QUESTION!r}")
-        pruned, unpruned = (ask(client, ratio) for ratio in (None, 1.0))
+        try:
+            pruned, unpruned = (ask(client, ratio) for ratio in (None, 1.0))
+        except OpenAIError as error:
+            print(f"{log_tail(40)}\n\n{error}; above is the end of {LOG}", file=sys.stderr)
+            return 1
     report(unpruned, pruned)
     draw(pruned["request_id"])
     say(f"done in {time.monotonic() - started:.0f} s")
@@ -68,9 +67,11 @@ def say(text: str) -> None:
 
 def make_inputs() -> None:
     """The checkpoint and the video, unless they are there from the last time."""
+    from vllm_dpp.toy.checkpoint import make_checkpoint  # takes seconds to import
+
     FOLDER.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(RECORDS, ignore_errors=True)
-    make_checkpoint(CHECKPOINT, TINY)
+    make_checkpoint(CHECKPOINT)
     if not VIDEO.exists():
         write_mp4(VIDEO, render_frames(0, NUM_FRAMES, HEIGHT, WIDTH), FPS)
 
@@ -96,6 +97,8 @@ def free_port() -> int:
 def running_server(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
     """The server in a process group of its own, which is gone afterwards whatever happens."""
     say(shlex.join(command))
+    import torch
+
     env = os.environ | OFFLINE
     if not torch.cuda.is_available():
         env = ON_CPU | env
@@ -199,6 +202,8 @@ def find_record(response_id: str, kind: str) -> Path:
 
 def report(unpruned: dict[str, Any], pruned: dict[str, Any]) -> None:
     """Both answers, and a table of what pruning saved."""
+    from vllm_dpp.toy.checkpoint import TINY
+
     both = (unpruned, pruned)
     token_bytes = 2 * TINY.num_kv_heads * TINY.head_dim * BYTES_PER_VALUE
 
@@ -219,6 +224,7 @@ def report(unpruned: dict[str, Any], pruned: dict[str, Any]) -> None:
         row(name, *(group["blocks"] for group in groups))
     row("KV blocks x layers", *(blocks(r) for r in both))
     row("KV memory, KiB", *(blocks(r) * r["block_size"] * token_bytes // 1024 for r in both))
+    print(f"    (a turn loses whole KV blocks of {pruned['block_size']} tokens)")
     print(f"\n    answer unpruned   {ascii(unpruned['answer'])}")
     print(f"    answer pruned     {ascii(pruned['answer'])}")
     print("    (random weights: the text is noise, the accounting is real)\n")
@@ -232,4 +238,7 @@ def draw(request_id: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -76,7 +76,7 @@ def bench(argv: Sequence[str]) -> int:
     parser.parse_args(argv[:1])
     from vllm_dpp.bench.throughput import main
 
-    return main(argv[1:]) or 0
+    return main(list(argv[1:])) or 0
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"serve": serve, "show": show, "bench": bench}

@@ -193,15 +193,21 @@ def _take_json(flag: str, arguments: Sequence[str]) -> tuple[Json, list[str]]:
             others.append(argument)
         else:
             taken += [argument] if "=" in argument else [argument, next(waiting, "")]
-    make_parser: type[argparse.ArgumentParser] = argparse.ArgumentParser
-    if any(argument.startswith(flag + ".") for argument in taken):
-        from vllm.utils.argparse_utils import FlexibleArgumentParser as make_parser
-    parser = make_parser(prog="vllm-dpp serve", usage=argparse.SUPPRESS)
+    parser = _json_parser(any(argument.startswith(flag + ".") for argument in taken))
     parser.add_argument(flag, dest="values", action="append", default=[], type=_json_object)
     merged: Json = {}
     for value in parser.parse_args(taken).values:
         merged = _merge(merged, value)
     return merged, others
+
+
+def _json_parser(has_dotted: bool) -> argparse.ArgumentParser:
+    """vLLM's own where its dotted notation is used; importing it takes seconds."""
+    if not has_dotted:
+        return argparse.ArgumentParser(prog="vllm-dpp serve", usage=argparse.SUPPRESS)
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    return FlexibleArgumentParser(prog="vllm-dpp serve", usage=argparse.SUPPRESS)
 
 
 def _json_object(text: str) -> Json:

@@ -1,8 +1,8 @@
 """Draw which tokens of a video were kept, over its frames.
 
-A record says where the kept tokens are, not which frames of the file the server looked at. The
-server's loader for Qwen2.5-VL spreads its frames evenly from the first on; from the number of slices
-that gives the frames exactly. Other loaders may differ from the picture by a few frames.
+A record says where the kept tokens are, not which frames of the file the server looked at. vLLM's
+loader for Qwen2.5-VL spreads its frames evenly from the first on, so the number of slices gives
+them. With another loader a picture may be a few frames off.
 """
 
 import argparse

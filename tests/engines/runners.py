@@ -6,7 +6,6 @@ import types
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
 }
@@ -19,6 +18,7 @@ def choose(runner: str) -> None:
     needs an active driver to be registered.
     """
     os.environ.update(ENVIRONMENT)
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override kv_cache_memory_bytes
     if runner == "v1":
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
         return

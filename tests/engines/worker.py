@@ -51,6 +51,7 @@ class EngineWorker:
             block_size=32,
             enable_prefix_caching=False,
             max_logprobs=-1,
+            kv_cache_memory_bytes=256 * 2**20,
             seed=0,
             limit_mm_per_prompt={"video": 4, "image": 4},
         )

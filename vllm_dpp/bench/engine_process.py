@@ -30,7 +30,7 @@ STOP = "stop"
 
 
 class EngineError(RuntimeError):
-    """An arm's process failed; the message ends with what it logged last."""
+    """An arm's process failed; the message says how."""
 
 
 class EngineProcess:
@@ -83,10 +83,10 @@ class EngineProcess:
         try:
             answer = self._pipe.recv()
         except EOFError:
-            answer = "the process ended"
+            tail = self._log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+            answer = "\n".join(["the process ended", *tail])
         if isinstance(answer, str):
-            tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-LOG_LINES:])
-            raise EngineError(f"arm {self.arm.name!r}: {answer}\n{tail}")
+            raise EngineError(f"arm {self.arm.name!r}: {answer}")
         return answer
 
 
@@ -123,12 +123,25 @@ def _build(engine_args: dict[str, Any], arm: Arm) -> Any:
     from vllm_dpp.bench.drive import Driver
 
     engine = LLMEngine.from_engine_args(EngineArgs(**engine_args))
+    worker = engine.model_executor.driver_worker.worker
+    _mend_evs_on_cpu(worker)
     timer = None
     if arm.prune_layer is not None:
         from vllm_dpp.bench.selection_timer import SelectionTimer
 
-        timer = SelectionTimer(engine.model_executor.driver_worker.worker.get_model())
+        timer = SelectionTimer(worker.get_model())
     return Driver(engine, arm.extra_args, timer)
+
+
+def _mend_evs_on_cpu(worker: Any) -> None:
+    """Do what vLLM 0.32's ``CPUModelRunner.load_model`` forgets; without it EVS fails on a CPU.
+
+    ``GPUModelRunner.load_model``, which it replaces, notes that videos are pruned. Not knowing, the
+    runner leaves the four position channels on the embeddings: "Error during index put operation".
+    """
+    config = worker.model_config.multimodal_config
+    if worker.device.type == "cpu" and config.is_multimodal_pruning_enabled():
+        worker.model_runner.is_multimodal_pruning_enabled = True
 
 
 def _facts(engine: Any, seconds: float) -> EngineFacts:

@@ -1,0 +1,241 @@
+"""`vllm-dpp`: from arguments to the plain command."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vllm_dpp import cli, serve_command
+from vllm_dpp.serving.settings import ServingSettings
+
+VARIANT = {"architectures": ["DPPQwen2_5_VLForConditionalGeneration"]}
+NUM_LAYERS = 36
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    return write_model(tmp_path / "model", "Qwen2_5_VLForConditionalGeneration")
+
+
+@pytest.fixture(autouse=True)
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve_command, "_on_cpu", lambda: True)
+
+
+def write_model(folder: Path, *architectures: str) -> str:
+    folder.mkdir()
+    config = {
+        "architectures": list(architectures),
+        "text_config": {"num_hidden_layers": NUM_LAYERS},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def plain(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
+    """The words of the printed command."""
+    assert cli.main(["serve", *arguments, "--dry-run"]) == 0
+    *_, line = capsys.readouterr().out.splitlines()
+    assert line.startswith("+ ")
+    words = subprocess.check_output(["bash", "-c", f"printf '%s\\0' {line[2:]}"], text=True)
+    return words.split("\0")[:-1]
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What is said of arguments that cannot be served."""
+    try:
+        status = cli.main(["serve", *arguments, "--dry-run"])
+    except SystemExit as error:
+        status = error.code
+    captured = capsys.readouterr()
+    assert status == 2 and not captured.out
+    return captured.err
+
+
+def value(command: list[str], flag: str) -> Any:
+    assert command.count(flag) == 1
+    return json.loads(command[command.index(flag) + 1])
+
+
+def test_the_plain_command(capsys: pytest.CaptureFixture[str], model: str) -> None:
+    arguments = ["--retention-ratio", "0.5", "--prune_layer=9", "-tp", "2", "--port", "8001"]
+    assert plain(capsys, model, *arguments) == [
+        *("vllm", "serve", model, "-tp", "2", "--port", "8001"),
+        *("--max-num-batched-tokens", "8192"),
+        *("--hf-overrides", json.dumps(VARIANT)),
+        *("--additional-config", '{"dpp": {"retention_ratio": 0.5, "prune_layer": 9}}'),
+    ]
+
+
+def test_without_settings_the_server_takes_its_defaults(
+    capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    command = plain(capsys, model)
+    assert value(command, "--hf-overrides") == VARIANT
+    assert "--additional-config" not in command
+
+
+def test_every_setting_has_a_flag_with_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["serve", "--help"])
+    text = capsys.readouterr().out
+    described = cli._described_fields(ServingSettings)
+    for field in fields(ServingSettings):
+        assert serve_command.flag_of(field.name) in text
+        assert len(described[field.name]) > 20
+
+
+def test_own_json_is_merged(capsys: pytest.CaptureFixture[str], model: str) -> None:
+    command = plain(
+        capsys,
+        *(model, "--hf_overrides", '{"text_config": {"use_sliding_window": false}}'),
+        *('--additional-config={"other": 1, "dpp": {"budget": "relevance"}}',),
+        *("--retention-ratio", "0.5"),
+    )
+    assert value(command, "--hf-overrides") == VARIANT | {
+        "text_config": {"use_sliding_window": False}
+    }
+    dpp = {"budget": "relevance", "retention_ratio": 0.5}
+    assert value(command, "--additional-config") == {"other": 1, "dpp": dpp}
+
+
+def test_dotted_forms_are_merged(capsys: pytest.CaptureFixture[str], model: str) -> None:
+    command = plain(
+        capsys,
+        *(model, "--additional-config.dpp.prune_layer", "9", "--retention-ratio", "0.5"),
+        *("--additional-config.dpp.segment_by=scene", "--hf-overrides.text_config.x+", "a,b"),
+        *("--additional-config", '{"dpp": {"budget": "relevance"}}', "--port", "1"),
+    )
+    assert command[3:5] == ["--port", "1"]
+    assert value(command, "--hf-overrides") == VARIANT | {"text_config": {"x": ["a", "b"]}}
+    dpp = {"prune_layer": 9, "retention_ratio": 0.5, "segment_by": "scene", "budget": "relevance"}
+    assert value(command, "--additional-config")["dpp"] == dpp
+
+
+def test_flags_win_over_a_config_file(
+    capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        f"model: {model}\nmax-num-batched-tokens: 4096\n"
+        "hf-overrides: {a: 1}\nadditional_config: {dpp: {prune_layer: 9, retention_ratio: 0.25}}\n"
+    )
+    command = plain(capsys, "--config", str(path), "--retention-ratio", "0.5")
+    assert command[:4] == ["vllm", "serve", "--config", str(path)]
+    assert "--max-num-batched-tokens" not in command
+    assert value(command, "--hf-overrides") == VARIANT | {"a": 1}
+    dpp = {"prune_layer": 9, "retention_ratio": 0.5}
+    assert value(command, "--additional-config") == {"dpp": dpp}
+    path.write_text(f"model: {model}\nadditional-config.dpp.prune_layer: 9\n")
+    assert "as nested YAML" in refusal(capsys, "--config", str(path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--retention-ratio", "1.5"], "--retention-ratio must be a number in (0, 1], got 1.5"),
+        (["--retention-ratio", "half"], "argument --retention-ratio: invalid float value: 'half'"),
+        (["--segment-by", "shot"], "argument --segment-by: invalid choice: 'shot'"),
+        (["--min-retention-ratio", "0.5"], "0.25 is below --min-retention-ratio 0.5"),
+        (["--prune-layer", "-1"], "--prune-layer must be an integer >= 0"),
+        (["--prune-layer", "36"], "--prune-layer must be below the model's 36 layers, got 36"),
+        (["--additional-config", '{"dpp": {"prune_layr": 9}}'], "did you mean 'prune_layer'?"),
+        (["--additional-config", '{"dpp": 9}'], "'dpp' must be an object, got 9"),
+        (["--additional-config", "{dpp}"], "argument --additional-config: not JSON: '{dpp}'"),
+        (["--hf-overrides", "[]"], "argument --hf-overrides: not a JSON object"),
+        (
+            ["--prune-layer", "9", "--additional-config", '{"dpp": {"prune_layer": 7}}'],
+            """--prune-layer 9 contradicts --additional-config '{"dpp": {"prune_layer": 7}}'""",
+        ),
+    ],
+)
+def test_bad_settings_are_refused_at_once(
+    capsys: pytest.CaptureFixture[str], model: str, arguments: list[str], expected: str
+) -> None:
+    assert expected in refusal(capsys, model, *arguments)
+
+
+def test_models_that_cannot_be_pruned(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    llama = write_model(tmp_path / "llama", "LlamaForCausalLM")
+    assert "LlamaForCausalLM cannot be pruned; supported" in refusal(capsys, llama)
+    assert "the model comes first" in refusal(capsys, "--port", "8000")
+    (tmp_path / "empty").mkdir()
+    message = refusal(capsys, str(tmp_path / "empty"))
+    assert "cannot read config.json of" in message and "--hf-overrides" in message
+
+
+def test_a_named_architecture_spares_the_config(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    named = '{"architectures": ["Qwen2_5_VLForConditionalGeneration"]}'
+    command = plain(capsys, "s3://bucket/model", "--hf-overrides", named)
+    assert value(command, "--hf-overrides") == VARIANT
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "8192"),
+        (["--max-model-len", "4096"], "4096"),
+        (["--max-model-len=2k"], "2000"),
+        (["--max-model-len", "auto"], "8192"),
+        (["--max_num_batched_tokens", "512"], "512"),
+    ],
+)
+def test_the_step_budget(
+    capsys: pytest.CaptureFixture[str], model: str, arguments: list[str], expected: str
+) -> None:
+    command = plain(capsys, model, *arguments)
+    assert command.count("--max-num-batched-tokens") == 1
+    assert command[command.index("--max-num-batched-tokens") + 1] == expected
+
+
+def test_the_step_budget_of_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve_command, "_on_cpu", lambda: False)
+    assert serve_command.choose_budget(None) == 16384
+
+
+def test_serving_becomes_the_printed_command(
+    capsys: pytest.CaptureFixture[str], model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed = plain(capsys, model, "--prune-layer", "9")
+    executed: list[str] = []
+    monkeypatch.setattr(os, "execv", lambda path, words: executed.extend([path, *words]))
+    assert cli.main(["serve", model, "--prune-layer", "9"]) == 0
+    module = ["-m", "vllm.entrypoints.cli.main"]
+    assert executed == [sys.executable, sys.executable, *module, *printed[1:]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "expected"),
+    [
+        (["--help"], 0, "commands:"),
+        (["serve", "--help"], 0, "--retention-ratio"),
+        (["serve", "model"], 2, "pip install 'vllm-dpp[cuda]'"),
+    ],
+)
+def test_without_vllm(arguments: list[str], status: int, expected: str) -> None:
+    program = (
+        "import sys; sys.modules['vllm'] = None\n"
+        "from vllm_dpp.cli import main\n"
+        f"code = main({arguments!r})\n"
+        "sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == status
+    assert expected in done.stdout + done.stderr
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys; from vllm_dpp.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: print(sorted({'torch', 'numpy', 'vllm'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]"
