@@ -41,9 +41,10 @@ def main() -> int:
         print(f"{args.base_url}: {error}", file=sys.stderr)
         return 1
     assert usage is not None  # asked for by include_usage
+    begun = "" if first is None else f"first text after {first:.2f} s, "
     print(
         f"\n[{usage.prompt_tokens} prompt tokens before pruning, {usage.completion_tokens} "
-        f"answered; first after {first or 0:.2f} s, all after {time.monotonic() - started:.2f} s]"
+        f"answered; {begun}all after {time.monotonic() - started:.2f} s]"
     )
     return 0
 
@@ -59,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", help="default: the first that the server names")
     parser.add_argument("--retention-ratio", type=float, help="in (0, 1]; default: the server's")
     parser.add_argument("--max-tokens", type=int, default=256)
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def request_arguments(retention_ratio: float | None) -> dict[str, dict[str, float]]:

@@ -104,7 +104,8 @@ def test_counts_before_inside_and_after_a_range():
 
 def test_chunks_end_at_the_range_start_or_not_at_all():
     one = plan(3, "v16", 4, "e", 2)
-    assert [one.last_boundary(n) for n in (2, 3, 4, 23, 24, 26)] == [2, 3, 3, 3, 24, 26]
+    assert [one.range_start(n) for n in (2, 3, 4, 23, 24, 26)] == [2, 3, 3, 3, 24, 26]
+    assert [one.range_end(n) for n in (2, 3, 4, 23, 24, 26)] == [2, 3, 24, 24, 24, 26]
 
 
 PARTS = st.lists(
@@ -134,7 +135,7 @@ def test_any_plan_is_sound(parts, ratio, block_size):
         for video in turn.videos:
             assert media[video.media_index].start == video.start
             assert all(tokens[i] != PAD for a, b in video.question for i in range(a, b))
-    lengths = [made.compact_length(n) for n in range(len(tokens)) if made.last_boundary(n) == n]
+    lengths = [made.compact_length(n) for n in range(len(tokens)) if made.range_start(n) == n]
     assert lengths == sorted(lengths)
 
 

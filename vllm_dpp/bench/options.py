@@ -50,7 +50,7 @@ def _add_work(parser: argparse.ArgumentParser) -> None:
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--kv-cache-mib", type=int, default=64, help="KV memory of every arm")
+    add("--kv-cache-mib", type=int, default=72, help="KV memory of every arm")
     add("--max-num-seqs", type=int, default=64, help="limit of running requests")
     add("--max-num-batched-tokens", type=int, default=2048, help="limit of tokens in a step")
     add("--max-model-len", type=int, default=2048, help="limit of tokens in a request")

@@ -117,11 +117,18 @@ class PrunePlan:
         """Upper-layer tokens of the first ``num_tokens`` tokens."""
         return num_tokens - self.num_pruned(num_tokens)
 
-    def last_boundary(self, num_tokens: int) -> int:
+    def range_start(self, num_tokens: int) -> int:
         """The largest chunk end that is at most ``num_tokens`` and splits no atomic range."""
         for turn in self.turns:
             if turn.start < num_tokens < turn.end:
                 return turn.start
+        return num_tokens
+
+    def range_end(self, num_tokens: int) -> int:
+        """The smallest chunk end that is at least ``num_tokens`` and splits no atomic range."""
+        for turn in self.turns:
+            if turn.start < num_tokens < turn.end:
+                return turn.end
         return num_tokens
 
 

@@ -6,7 +6,7 @@ from vllm.logger import init_logger
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.request import Request
+from vllm.v1.request import Request, RequestStatus
 
 from vllm_dpp.serving import records
 from vllm_dpp.serving.config_hook import step_budget
@@ -102,8 +102,9 @@ class PruningSchedulerMixin(Scheduler):
         plan = self.plans.get(request.request_id)
         while True:
             if plan is not None:
-                end = plan.last_boundary(num_computed_tokens + num_new_tokens)
-                num_new_tokens = end - num_computed_tokens
+                num_new_tokens = self._whole_ranges(
+                    request, plan, num_computed_tokens, num_new_tokens
+                )
             schedule = super()._try_schedule_encoder_inputs(
                 request,
                 num_computed_tokens,
@@ -114,6 +115,24 @@ class PruningSchedulerMixin(Scheduler):
             if plan is None or schedule[1] == num_new_tokens:
                 return schedule
             num_new_tokens = schedule[1]
+
+
+    def _whole_ranges(
+        self, request: Request, plan: PrunePlan, num_computed_tokens: int, num_new_tokens: int
+    ) -> int:
+        """Shorten a chunk so that it splits no atomic range.
+
+        A request that is not running yet waits for a step that takes it through its range, if such
+        a step will come: starting it with the few tokens before the video would use up what is
+        left of this step's budget on admitting more requests than the KV cache can hold.
+        """
+        end = num_computed_tokens + num_new_tokens
+        boundary = plan.range_start(end)
+        if boundary < end and request.status != RequestStatus.RUNNING:
+            through = plan.range_end(end) - num_computed_tokens
+            if through <= self.range_limit - len(self.running):
+                return 0
+        return boundary - num_computed_tokens
 
 
 class PruningScheduler(PruningSchedulerMixin, Scheduler):
