@@ -64,9 +64,7 @@ class Judge:
         key = (chat, prune_layer, str(keep), tokens)
         if key not in self._logprobs:
             with torch.inference_mode():
-                logits = self.reference.logits(
-                    self.prompts[chat], tokens[:-1], prune_layer, keep
-                )
+                logits = self.reference.logits(self.prompts[chat], tokens[:-1], prune_layer, keep)
             self._logprobs[key] = logits[-len(tokens) :].log_softmax(-1).float().numpy()
         return self._logprobs[key]
 

@@ -42,19 +42,19 @@ class EngineWorker:
         if dpp is not None:
             plugin["hf_overrides"] = {"architectures": [VARIANT]}
             plugin["additional_config"] = {"dpp": dpp}
-        defaults = dict(
-            enforce_eager=True,
-            dtype="float32",
-            max_model_len=1024,
-            max_num_batched_tokens=4096,
-            max_num_seqs=64,
-            block_size=32,
-            enable_prefix_caching=False,
-            max_logprobs=-1,
-            kv_cache_memory_bytes=256 * 2**20,
-            seed=0,
-            limit_mm_per_prompt={"video": 4, "image": 4},
-        )
+        defaults = {
+            "enforce_eager": True,
+            "dtype": "float32",
+            "max_model_len": 1024,
+            "max_num_batched_tokens": 4096,
+            "max_num_seqs": 64,
+            "block_size": 32,
+            "enable_prefix_caching": False,
+            "max_logprobs": -1,
+            "kv_cache_memory_bytes": 256 * 2**20,
+            "seed": 0,
+            "limit_mm_per_prompt": {"video": 4, "image": 4},
+        }
         self.llm = LLM(checkpoint, **(defaults | plugin | engine_args))
 
     def unload(self) -> None:
@@ -88,9 +88,7 @@ class EngineWorker:
                 while waiting and waiting[0].step <= step:
                     arrival = waiting.pop(0)
                     try:
-                        engine.add_request(
-                            arrival.name, arrival.prompt, arrival.sampling_params()
-                        )
+                        engine.add_request(arrival.name, arrival.prompt, arrival.sampling_params())
                     except ValueError as error:
                         answers[arrival.name] = Answer(error=str(error))
                         continue

@@ -9,9 +9,7 @@ from vllm_dpp.pruning import num_kept, share_by_length, share_by_weight
 from vllm_dpp.pruning.naive import naive_shares
 
 lengths_lists = st.lists(st.integers(0, 300), min_size=1, max_size=9)
-weight_values = st.one_of(
-    st.just(0.0), st.just(1.0), st.floats(0, 1e6), st.floats(1e-30, 1e30)
-)
+weight_values = st.one_of(st.just(0.0), st.just(1.0), st.floats(0, 1e6), st.floats(1e-30, 1e30))
 
 
 @st.composite

@@ -14,10 +14,14 @@ class WiderConfig(PruningConfig):
 def test_defaults():
     config = PruningConfig()
     assert (config.retention_ratio, config.segment_by, config.slices_per_segment) == (
-        0.25, "slices", 16,
+        0.25,
+        "slices",
+        16,
     )
     assert (config.relevance, config.relevance_sign, config.relevance_floor) == (
-        "question", "positive", 0.1,
+        "question",
+        "positive",
+        0.1,
     )
     assert (config.num_segments, config.budget) == (4, "length")
 

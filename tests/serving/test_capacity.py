@@ -14,16 +14,16 @@ from tests.reference.prompt import chat_text, multi_modal_data
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
 LAYERS, PRUNE_LAYER, RATIO, BLOCK_SIZE = 6, 2, 0.25, 32
-KV_BYTES = 96 * 2**20
-NUM_REQUESTS = 98
+KV_BYTES = 64 * 2**20
+NUM_REQUESTS = 66
 MAX_TOKENS = 14  # 593 + 14 tokens fill the same blocks as the prompt
-COMMON = dict(
-    kv_cache_memory_bytes=KV_BYTES,
-    block_size=BLOCK_SIZE,
-    max_model_len=1024,
-    max_num_batched_tokens=2048,
-    max_num_seqs=128,
-)
+COMMON = {
+    "kv_cache_memory_bytes": KV_BYTES,
+    "block_size": BLOCK_SIZE,
+    "max_model_len": 1024,
+    "max_num_batched_tokens": 8192,
+    "max_num_seqs": 96,
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,7 @@ def long_video(judge: Judge) -> dict:
 
 def serve(checkpoint: Path, prompt: dict, dpp: dict | None) -> Traffic:
     arrivals = [
-        Arrival(f"r{i}", prompt, max_tokens=MAX_TOKENS, logprobs=False)
-        for i in range(NUM_REQUESTS)
+        Arrival(f"r{i}", prompt, max_tokens=MAX_TOKENS, logprobs=False) for i in range(NUM_REQUESTS)
     ]
     with engine_host("v1") as host:
         host.load(checkpoint, dpp, **COMMON)
@@ -48,9 +47,7 @@ def test_blocks_concurrency_and_steps_match_the_cost_model(
     long_video: dict, tiny_checkpoint: Path
 ) -> None:
     stock = serve(tiny_checkpoint, long_video, None)
-    dpp = serve(
-        tiny_checkpoint, long_video, {"prune_layer": PRUNE_LAYER, "retention_ratio": RATIO}
-    )
+    dpp = serve(tiny_checkpoint, long_video, {"prune_layer": PRUNE_LAYER, "retention_ratio": RATIO})
     prompt_len = len(stock.answers["r0"].prompt_token_ids)
     num_video = 576
     assert prompt_len > num_video

@@ -21,32 +21,32 @@ pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 BLOCK_SIZE = 32
 RATIOS = (1.0, 0.5, 0.25, 0.1)
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "K0-one-segment": (dict(prune_layer=0, segment_by="one"), {}),
+    "K0-one-segment": ({"prune_layer": 0, "segment_by": "one"}, {}),
     "K1-two-segments-no-relevance-async": (
-        dict(prune_layer=1, segment_by="count", num_segments=2, relevance="none"),
-        dict(async_scheduling=True),
+        {"prune_layer": 1, "segment_by": "count", "num_segments": 2, "relevance": "none"},
+        {"async_scheduling": True},
     ),
     "K2-segment-per-slice-caching": (
-        dict(prune_layer=2, segment_by="slices", slices_per_segment=1),
-        dict(enable_prefix_caching=True),
+        {"prune_layer": 2, "segment_by": "slices", "slices_per_segment": 1},
+        {"enable_prefix_caching": True},
     ),
     "K3-three-segments-cdpruner-relevance-caching-async": (
-        dict(
-            prune_layer=3,
-            segment_by="count",
-            num_segments=3,
-            relevance_sign="negative",
-            relevance_floor=0.0,
-        ),
-        dict(enable_prefix_caching=True, async_scheduling=True),
+        {
+            "prune_layer": 3,
+            "segment_by": "count",
+            "num_segments": 3,
+            "relevance_sign": "negative",
+            "relevance_floor": 0.0,
+        },
+        {"enable_prefix_caching": True, "async_scheduling": True},
     ),
     "K4-four-scenes-budget-by-relevance": (
-        dict(prune_layer=4, segment_by="scene", num_segments=4, budget="relevance"),
+        {"prune_layer": 4, "segment_by": "scene", "num_segments": 4, "budget": "relevance"},
         {},
     ),
     "K5-two-slices-async": (
-        dict(prune_layer=5, segment_by="slices", slices_per_segment=2),
-        dict(async_scheduling=True),
+        {"prune_layer": 5, "segment_by": "slices", "slices_per_segment": 2},
+        {"async_scheduling": True},
     ),
 }
 

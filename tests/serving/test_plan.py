@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vllm_dpp.serving.plan import MediaSpan, PrunePlan, build_plan
 
 END, TEXT, PAD = 9, 1, 5

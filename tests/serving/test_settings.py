@@ -1,6 +1,7 @@
 """Settings and request arguments: what is accepted, and what each error says."""
 
 import pytest
+
 from vllm_dpp.serving.request_plan import RequestOptions
 from vllm_dpp.serving.settings import ServingSettings
 

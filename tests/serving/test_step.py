@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vllm_dpp.serving.plan import MediaSpan, build_plan
 from vllm_dpp.serving.step import ScheduledRequest, lay_out
 

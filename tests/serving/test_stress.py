@@ -16,14 +16,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
 SETTINGS = ServingSettings(prune_layer=2, segment_by="slices", slices_per_segment=2)
 BLOCK_SIZE = 32
-STARVED = dict(
-    enable_prefix_caching=True,
-    block_size=BLOCK_SIZE,
-    num_gpu_blocks_override=45,  # about three of the longer chats
-    max_num_batched_tokens=128,  # every prompt but the shortest is chunked
-    max_num_seqs=12,
-    max_model_len=512,
-)
+STARVED = {
+    "enable_prefix_caching": True,
+    "block_size": BLOCK_SIZE,
+    "num_gpu_blocks_override": 45,  # about three of the longer chats
+    "max_num_batched_tokens": 128,  # every prompt but the shortest is chunked
+    "max_num_seqs": 12,
+    "max_model_len": 512,
+}
 
 
 def random_traffic(judge: Judge, seed: int, count: int) -> list[Arrival]:
@@ -86,5 +86,5 @@ def test_starved_engine_stays_exact(
 
 
 def load(host: EngineHost, checkpoint: Path, asynchronous: bool) -> None:
-    settings = dict(prune_layer=2, segment_by="slices", slices_per_segment=2)
+    settings = {"prune_layer": 2, "segment_by": "slices", "slices_per_segment": 2}
     host.load(checkpoint, settings, async_scheduling=asynchronous, **STARVED)

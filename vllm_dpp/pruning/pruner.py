@@ -53,9 +53,7 @@ class VideoTokens:
         if raw is not None and not (raw.shape == (num_tokens,) and raw.is_floating_point()):
             raise ValueError(f"raw_relevance must be [{num_tokens}] float, got {_describe(raw)}")
         if raw is not None and raw.device != self.features.device:
-            raise ValueError(
-                f"raw_relevance must be on {self.features.device}, got {raw.device}"
-            )
+            raise ValueError(f"raw_relevance must be on {self.features.device}, got {raw.device}")
 
     @property
     def tokens_per_slice(self) -> int:

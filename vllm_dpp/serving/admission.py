@@ -91,9 +91,7 @@ class AdmissionRules:
             )
 
 
-def check_request(
-    prompt: dict[str, Any], params: "SamplingParams | PoolingParams"
-) -> None:
+def check_request(prompt: dict[str, Any], params: "SamplingParams | PoolingParams") -> None:
     """The check of one request: its arguments always, its prompt where our processor made it.
 
     Raises:

@@ -102,12 +102,12 @@ def _turn_end_token_id(model_config: "ModelConfig") -> int:
 
 
 def _warn_about_waste(model_config: "ModelConfig", settings: ServingSettings) -> None:
-    num_layers, layer = model_config.hf_text_config.num_hidden_layers, settings.prune_layer
+    num_layers, layer = model_config.hf_text_config.num_hidden_layers, settings.split_layer
     waste = wasted_fraction(num_layers, layer)
     if waste:
         logger.warning(
-            "%s.prune_layer=%d of %d layers leaves %.0f%% of every KV page set empty, because lower "
-            "and upper layers do not fill groups of equal size; %d wastes none",
+            "%s.prune_layer=%d of %d layers leaves %.0f%% of the KV memory empty, because lower and "
+            "upper layers do not fill groups of equal size; %d wastes none",
             SECTION,
             layer,
             num_layers,
@@ -142,7 +142,7 @@ def _choose_worker(vllm_config: "VllmConfig") -> None:
 
 
 def _choose_cudagraphs(vllm_config: "VllmConfig") -> None:
-    """Piecewise graphs are keyed by the unpruned batch size: keep full graphs, for decoding only."""
+    """Piecewise graphs are keyed by the unpruned batch size: keep full graphs, for decoding."""
     compilation = vllm_config.compilation_config
     if current_platform.is_cpu() or compilation.cudagraph_mode == CUDAGraphMode.NONE:
         return

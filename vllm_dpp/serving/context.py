@@ -1,4 +1,4 @@
-"""What the model runner and the model share on one worker: plans of live requests and the next step.
+"""What model runner and model share on one worker: plans of live requests, and the next step.
 
 The runner fills it (``add_request``, ``prepare_step``), the model's forward pass takes the layout
 (``take_layout``). One context belongs to one model; nothing is global.
@@ -70,7 +70,7 @@ class PruningContext:
         plan = plan_request(
             prompt_token_ids, mm_features, sampling_params, self.settings, self.block_size
         )
-        if plan is not None:
+        if plan is not None and sampling_params is not None:
             options = RequestOptions.from_extra_args(sampling_params.extra_args)
             grids = self._grids_of(mm_features)
             self.requests[request_id] = PrunedRequest(plan, grids, options.record)

@@ -111,7 +111,7 @@ class CompactAttentionManager(FullAttentionManager):
 
 
 class CompactAttention(Attention):
-    """An attention layer whose KV holds kept tokens only. Never constructed: see ``make_compact``."""
+    """An attention layer whose KV holds kept tokens only; made by ``make_compact``."""
 
     def get_kv_cache_spec(self, vllm_config: VllmConfig) -> CompactAttentionSpec:
         return CompactAttentionSpec.like(super().get_kv_cache_spec(vllm_config))

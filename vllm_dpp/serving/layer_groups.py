@@ -1,8 +1,8 @@
 """How K lower and L - K upper layers share KV pages, in vLLM's allocator.
 
-A KV block serves one group of layers, so every group must have the same number of layers and the
-smaller kind sets that number (``vllm.v1.core.kv_cache_utils._get_kv_cache_groups_uniform_page_size``).
-Layers that do not fill a group are padded, and padding is KV memory that nobody uses.
+A KV block serves one group of layers, so every group must have the same number of layers, and the
+smaller kind sets that number (``_get_kv_cache_groups_uniform_page_size`` in
+``vllm.v1.core.kv_cache_utils``). Groups that are not full are padded, with memory that nobody uses.
 """
 
 

@@ -1,11 +1,11 @@
 """The prune plan of one prompt: integers only, the same on the scheduler and on every worker.
 
-Which tokens are kept depends on data. How many are kept, and therefore every length, block count and
-slot of the upper layers, is a function of the prompt alone. Both sides build the plan from the
+Which tokens are kept depends on data. How many are kept, and therefore every length, block count
+and slot of the upper layers, is a function of the prompt alone. Both sides build the plan from the
 request, so nothing has to be sent between them.
 
 Terms: a *turn* is a stretch of the prompt whose videos share one decision point. Its *atomic range*
-``[start, end)`` runs from its first pruned video to that decision point and is computed in one step.
+``[start, end)`` runs from its first pruned video to that point and is computed in one step.
 """
 
 from bisect import bisect_left

@@ -2,7 +2,7 @@
 
 Two files for each request that asks with ``dpp_record``: ``<request>.kept.json`` from the worker
 says which tokens were kept, ``<request>.blocks.json`` from the scheduler says which KV blocks the
-request held when it finished. ``<request>`` is vLLM's internal id, which starts with the response id.
+request held when it finished. ``<request>`` is vLLM's internal id; it starts with the response id.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""From a vLLM request to its prune plan: read alike by the front end, the scheduler and the workers."""
+"""From a vLLM request to its prune plan, alike for the front end, the scheduler and the workers."""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
@@ -73,7 +73,7 @@ def plan_prompt(
         prompt_token_ids,
         media,
         retention_ratio=settings.retention_ratio if ratio is None else ratio,
-        turn_end_token_id=settings.turn_end_token_id,
+        turn_end_token_id=settings.turn_end,
         block_size=block_size,
     )
 

@@ -69,9 +69,7 @@ class PruningSchedulerMixin(Scheduler):
         super()._free_blocks(request)
         self.plans.pop(request.request_id, None)
 
-    def _get_local_prefix_cache_hit(
-        self, request: Request
-    ) -> tuple[KVCacheBlocks, int, int, bool]:
+    def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
         """End a hit where the first pruned video starts.
 
         Another request may have cached the video unpruned; those upper-layer blocks are not ours.
@@ -115,7 +113,6 @@ class PruningSchedulerMixin(Scheduler):
             if plan is None or schedule[1] == num_new_tokens:
                 return schedule
             num_new_tokens = schedule[1]
-
 
     def _whole_ranges(
         self, request: Request, plan: PrunePlan, num_computed_tokens: int, num_new_tokens: int

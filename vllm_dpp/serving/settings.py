@@ -21,8 +21,8 @@ class ServingSettings(PruningConfig):
     The fields of :class:`~vllm_dpp.pruning.config.PruningConfig`, and:
 
     Args:
-        prune_layer: K, with 0 <= K < number of layers: layers below K see every token, layers from K
-            on the kept ones. ``None`` picks the layer nearest to a quarter of the depth that
+        prune_layer: K, with 0 <= K < number of layers: layers below K see every token, the others
+            only the kept ones. ``None`` picks the layer nearest to a quarter of the depth that
             wastes no KV pages.
         min_retention_ratio: The smallest ``dpp_retention_ratio`` a request may ask for.
         record_dir: Folder for the records that requests with ``dpp_record`` ask for; ``None``
@@ -78,8 +78,24 @@ class ServingSettings(PruningConfig):
         return {SECTION: asdict(self)}
 
     @property
+    def split_layer(self) -> int:
+        """``prune_layer`` of an engine that has started."""
+        return _resolved("prune_layer", self.prune_layer)
+
+    @property
+    def turn_end(self) -> int:
+        """``turn_end_token_id`` of an engine that has started."""
+        return _resolved("turn_end_token_id", self.turn_end_token_id)
+
+    @property
     def record_path(self) -> Path | None:
         return None if self.record_dir is None else Path(self.record_dir)
+
+
+def _resolved(name: str, value: int | None) -> int:
+    if value is None:
+        raise ValueError(f"{name} is only known once the start-up hook has seen the model")
+    return value
 
 
 def _is_int(value: object) -> bool:

@@ -4,9 +4,9 @@ No host synchronisation: lengths come from the layout, indices stay on the devic
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import nn
 from vllm.distributed import (
     get_tensor_model_parallel_world_size,
     get_tp_group,
@@ -40,7 +40,7 @@ class VideoSelector:
 
     def raw_relevance(
         self,
-        layer: nn.Module,
+        layer: Any,
         positions: torch.Tensor,
         hidden_states: torch.Tensor,
         residual: torch.Tensor | None,
@@ -108,7 +108,7 @@ def _stream(
 
 
 def _question_attention(
-    layer: nn.Module,
+    layer: Any,
     positions: torch.Tensor,
     hidden_states: torch.Tensor,
     residual: torch.Tensor | None,
@@ -141,9 +141,7 @@ def _agree(indices: torch.Tensor) -> torch.Tensor:
     return get_tp_group().broadcast(indices.contiguous(), src=0)
 
 
-def _splice(
-    layout: StepLayout, kept: Sequence[torch.Tensor], device: torch.device
-) -> torch.Tensor:
+def _splice(layout: StepLayout, kept: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
     """Row numbers of the whole batch, with each video's rows replaced by its kept ones."""
     rows = torch.arange(layout.num_rows, device=device)
     parts, at = [], 0

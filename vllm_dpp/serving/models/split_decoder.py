@@ -6,6 +6,7 @@ taken over after vLLM has built it, so parameter names, quantisation and loading
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,6 +34,7 @@ class LayerStack(nn.Module):
         self, *, vllm_config: VllmConfig, prefix: str = "", layers: Sequence[nn.Module]
     ) -> None:
         super().__init__()
+        self.layers: Any
         self.__dict__["layers"] = list(layers)
 
     def forward(
@@ -40,7 +42,7 @@ class LayerStack(nn.Module):
         positions: torch.Tensor,
         hidden_states: torch.Tensor,
         residual: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> States:
         for layer in self.layers:
             hidden_states, residual = layer(positions, hidden_states, residual)
         return hidden_states, residual
@@ -50,8 +52,8 @@ class SplitDecoder(nn.Module):
     """The decoder ``inner``, split at layer K.
 
     Layers [0, K) run on all rows. Before the last of them (the *relevance layer*; layer 0 when
-    K = 0) the questions' attention is read off. Then videos are pruned, and layers [K, L) run on the
-    kept rows with their original positions. The result has all rows again; pruned ones are zero.
+    K = 0) the questions' attention is read off. Then videos are pruned, and layers [K, L) run on
+    the kept rows with their original positions. The result has all rows; pruned ones are zero.
 
     Args:
         inner: A built decoder with ``embed_tokens``, ``layers`` and ``norm``.
@@ -60,8 +62,13 @@ class SplitDecoder(nn.Module):
         prefix: Name of ``inner`` in the model.
     """
 
+    embed_tokens: Any
+    layers: Any
+    norm: Any
+    inner: Any
+
     def __init__(
-        self, inner: nn.Module, context: PruningContext, *, vllm_config: VllmConfig, prefix: str
+        self, inner: Any, context: PruningContext, *, vllm_config: VllmConfig, prefix: str
     ) -> None:
         super().__init__()
         self.embed_tokens, self.layers, self.norm = inner.embed_tokens, inner.layers, inner.norm
@@ -69,7 +76,7 @@ class SplitDecoder(nn.Module):
         self.__dict__["inner"] = inner
         self.context = context
         self.selector = VideoSelector(context)
-        split = context.settings.prune_layer
+        split = context.settings.split_layer
         self.relevance_layer = max(split - 1, 0) if self.selector.needs_relevance else split
         for layer in self.layers[split:]:
             self._make_compact(_attention_of(layer), v2=vllm_config.use_v2_model_runner)
@@ -108,16 +115,15 @@ class SplitDecoder(nn.Module):
         inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Final hidden states [num_rows, D]; the rows of pruned tokens are zero."""
-        hidden = self.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
+        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         layout = self.context.take_layout()
-        pruning = layout is not None and bool(layout.videos)
         states = _run(self.below_relevance, positions, (hidden, None))
         relevance = None
-        if pruning and self.selector.needs_relevance:
+        if layout is not None and layout.videos and self.selector.needs_relevance:
             layer = self.layers[self.relevance_layer]
             relevance = self.selector.raw_relevance(layer, positions, *states, layout)
         states = _run(self.below_split, positions, states)
-        if not pruning:
+        if layout is None or not layout.videos:
             return self._finish(positions, states)
         rows = self.selector.kept_rows(*states, relevance, layout)
         kept = self._finish(positions[..., rows], _take(states, rows))

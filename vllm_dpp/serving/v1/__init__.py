@@ -1,1 +1,1 @@
-"""The V1 model runner's side, which CPUs without Triton use. Delete it when vLLM deletes that runner."""
+"""The V1 model runner's side, for CPUs without Triton. Delete it when vLLM deletes that runner."""

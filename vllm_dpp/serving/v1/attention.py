@@ -20,7 +20,7 @@ def compact_backend(backend: type[AttentionBackend]) -> type[AttentionBackend]:
     """``backend`` with a metadata builder that sees compact rows."""
     builder: type[AttentionMetadataBuilder[Any]] = backend.get_builder_cls()
 
-    class CompactBuilder(builder):  # type: ignore[misc, valid-type]
+    class CompactBuilder(builder):
         """Replaces the batch's layout by the compact one before the backend reads it."""
 
         def __init__(
