@@ -31,14 +31,14 @@ def predict_one(name: str, engine: EngineFacts, max_requests: int = 100):
 def test_stock() -> None:
     # 420 tokens are 13.1 blocks of 32; 101 blocks hold one null block and 7 times 14.
     found = predict_one("stock", facts(101, (12,)))
-    assert (found.blocks, found.kv_bytes, found.peak_running) == (14, 14 * 12 * PAGE, 7)
+    assert (found.blocks, found.kv_bytes, found.peak_prefilled) == (14, 14 * 12 * PAGE, 7)
 
 
 def test_dpp() -> None:
     # Groups of 3 layers: one below, three above. 96 of 384 stay: 132 tokens, 5 blocks.
     found = predict_one("dpp", facts(404, (3, 3, 3, 3)))
     assert (found.blocks, found.kv_bytes) == (14 + 3 * 5, 29 * 3 * PAGE)
-    assert found.peak_running == 403 // 29 == 13
+    assert found.peak_prefilled == 403 // 29 == 13
 
 
 def test_dpp_that_keeps_everything_needs_what_stock_needs() -> None:
@@ -54,7 +54,7 @@ def test_evs() -> None:
 
 
 def test_limits_of_the_scheduler_count() -> None:
-    assert predict_one("stock", facts(101, (12,)), max_requests=4).peak_running == 4
+    assert predict_one("stock", facts(101, (12,)), max_requests=4).peak_prefilled == 4
 
 
 def test_blocks_share_one_pool() -> None:

@@ -9,6 +9,7 @@ import torch
 from tests.engines.prompts import engine_prompt
 from tests.engines.traffic import Answer
 from tests.reference.chats import CHATS
+from tests.reference.prompt import Messages, Prompt
 from tests.reference.reference import Reference, ReferenceResult
 from vllm_dpp.pruning import PruningConfig
 
@@ -23,17 +24,19 @@ class Judge:
     must give the same log-probabilities and would have chosen the same tokens.
     """
 
-    def __init__(self, checkpoint: Path) -> None:
-        self.reference = Reference(checkpoint)
-        self.prompts = {
-            name: self.reference.from_messages(messages) for name, messages in CHATS.items()
-        }
-        self.engine_prompts = {
-            name: engine_prompt(self.reference.processor, messages)
-            for name, messages in CHATS.items()
-        }
+    def __init__(self, checkpoint: Path, engine_dtype: torch.dtype = torch.float32) -> None:
+        self.reference = Reference(checkpoint, engine_dtype=engine_dtype)
+        self.prompts: dict[str, Prompt] = {}
+        self.engine_prompts: dict[str, dict[str, Any]] = {}
+        for name, messages in CHATS.items():
+            self.add(name, messages)
         self._chosen: dict[Any, ReferenceResult] = {}
         self._logprobs: dict[Any, np.ndarray] = {}
+
+    def add(self, name: str, messages: Messages) -> None:
+        """Know a chat by a name."""
+        self.prompts[name] = self.reference.from_messages(messages)
+        self.engine_prompts[name] = engine_prompt(self.reference.processor, messages)
 
     def keep(
         self,

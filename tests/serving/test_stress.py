@@ -19,7 +19,7 @@ BLOCK_SIZE = 32
 STARVED = {
     "enable_prefix_caching": True,
     "block_size": BLOCK_SIZE,
-    "num_gpu_blocks_override": 45,  # about three of the longer chats
+    "num_gpu_blocks_override": 52,  # about three of the longer chats
     "max_num_batched_tokens": 128,  # every prompt but the shortest is chunked
     "max_num_seqs": 12,
     "max_model_len": 512,

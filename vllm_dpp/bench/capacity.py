@@ -52,12 +52,12 @@ class Prediction:
     Args:
         blocks: KV blocks of one request, over all groups.
         kv_bytes: Bytes of them.
-        peak_running: Requests that the pool, ``max_num_seqs`` and the workload allow at once.
+        peak_prefilled: Prefilled requests that the pool, ``max_num_seqs`` and the workload allow.
     """
 
     blocks: int
     kv_bytes: int
-    peak_running: int
+    peak_prefilled: int
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

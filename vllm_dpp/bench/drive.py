@@ -29,7 +29,9 @@ class Round:
         video_tokens: [num_requests] video tokens among them.
         outputs: [num_requests][output_tokens] token ids.
         ttft: [num_requests] seconds from the first step to the first token.
-        peak_running: Most requests in one step.
+        peak_running: Most requests in vLLM's running queue.
+        peak_prefilled: Most of them that hold the KV of their whole prompt. It is less where a
+            request joins the queue with a first chunk of its prompt.
         saturated_running: Mean requests in a step while others waited; 0 if none ever did.
         preemptions: Requests sent back to the queue.
         group_blocks: [groups] mean KV blocks of a request at the end of its prefill.
@@ -46,6 +48,7 @@ class Round:
     outputs: list[list[int]] = field(default_factory=list)
     ttft: list[float] = field(default_factory=list)
     peak_running: int = 0
+    peak_prefilled: int = 0
     saturated_running: float = 0.0
     preemptions: int = 0
     group_blocks: list[float] = field(default_factory=list)
@@ -73,7 +76,7 @@ class ScheduleRecorder:
         self.reset()
 
     def reset(self) -> None:
-        self.steps = self.peak_running = self.preemptions = 0
+        self.steps = self.peak_running = self.peak_prefilled = self.preemptions = 0
         self.saturated: list[int] = []
         self.blocks: dict[str, tuple[int, ...]] = {}
         self.video_tokens: dict[str, int] = {}
@@ -83,7 +86,9 @@ class ScheduleRecorder:
         if output.total_num_scheduled_tokens == 0:
             return output
         running = len(self.scheduler.running)
+        prefilled = sum(map(_is_prefilled, self.scheduler.running))
         self.steps += 1
+        self.peak_prefilled = max(self.peak_prefilled, prefilled)
         self.peak_running = max(self.peak_running, running)
         self.preemptions += len(output.preempted_req_ids or ())
         if self.scheduler.waiting:
@@ -95,13 +100,17 @@ class ScheduleRecorder:
 
     def _record_prefill(self, request_id: str) -> None:
         request = self.scheduler.requests[request_id]
-        if request.num_computed_tokens < request.num_prompt_tokens:
+        if not _is_prefilled(request):
             return
         blocks = self.scheduler.kv_cache_manager.get_block_ids(request_id)
         self.blocks[request_id] = tuple(map(len, blocks))
         self.video_tokens[request_id] = sum(
             f.mm_position.length for f in request.mm_features if f.modality == "video"
         )
+
+
+def _is_prefilled(request: Any) -> bool:
+    return request.num_computed_tokens >= request.num_prompt_tokens
 
 
 class Driver:
@@ -188,7 +197,7 @@ class Driver:
     def _read_counts(self, done: Round) -> None:
         recorder = self.recorder
         done.steps, done.preemptions = recorder.steps, recorder.preemptions
-        done.peak_running = recorder.peak_running
+        done.peak_running, done.peak_prefilled = recorder.peak_running, recorder.peak_prefilled
         if recorder.saturated:
             done.saturated_running = sum(recorder.saturated) / len(recorder.saturated)
         groups = zip(*recorder.blocks.values(), strict=True)

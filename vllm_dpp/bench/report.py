@@ -106,6 +106,7 @@ def metrics(rounds: Rounds, facts: EngineFacts, sent_prompt_tokens: int) -> dict
         "steps": middle(lambda r: r.steps),
         "mean_step_ms": middle(lambda r: r.mean_step_ms),
         "peak_running": middle(lambda r: r.peak_running),
+        "peak_prefilled": middle(lambda r: r.peak_prefilled),
         "saturated_running": middle(lambda r: r.saturated_running),
         "preemptions": middle(lambda r: r.preemptions),
         "decoder_prompt_tokens": middle(lambda r: fmean(r.prompt_tokens)),
@@ -131,7 +132,7 @@ def capacity_rows(measured: Mapping[str, float], predicted: Prediction) -> dict[
     pairs = {
         "kv_blocks_per_request": predicted.blocks,
         "kv_bytes_per_request": predicted.kv_bytes,
-        "peak_running": predicted.peak_running,
+        "peak_prefilled": predicted.peak_prefilled,
     }
     return {
         key: {

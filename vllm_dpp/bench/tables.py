@@ -35,7 +35,7 @@ def render(results: Mapping[str, dict[str, Any]]) -> Iterator[tuple[str, str]]:
 def _speed(results: Mapping[str, dict[str, Any]]) -> str:
     header = (
         *("arm", "video KV left", "req/s", "tok/s", "out tok/s", "TTFT p50 s", "p99 s"),
-        *("steps", "step ms", "peak run", "preempted"),
+        *("steps", "step ms", "peak running", "preempted"),
     )
     rows = []
     for name, result in results.items():
@@ -71,7 +71,15 @@ def _ratios(results: Mapping[str, dict[str, Any]]) -> str:
 
 
 def _capacity(results: Mapping[str, dict[str, Any]]) -> str:
-    header = ("arm", "KV blocks/request", "diff", "KV MiB/request", "diff", "peak running", "diff")
+    header = (
+        "arm",
+        "KV blocks/request",
+        "diff",
+        "KV MiB/request",
+        "diff",
+        "peak prefilled",
+        "diff",
+    )
     rows = []
     for name, result in results.items():
         c = result["capacity"]
@@ -79,7 +87,7 @@ def _capacity(results: Mapping[str, dict[str, Any]]) -> str:
         for key, unit, digits in (
             ("kv_blocks_per_request", 1, 1),
             ("kv_bytes_per_request", MIB, 2),
-            ("peak_running", 1, 0),
+            ("peak_prefilled", 1, 0),
         ):
             predicted, counted = c[key]["predicted"] / unit, c[key]["counted"] / unit
             cells += [f"{predicted:.{digits}f} / {counted:.{digits}f}"]

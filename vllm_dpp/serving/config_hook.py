@@ -106,8 +106,8 @@ def _warn_about_waste(model_config: "ModelConfig", settings: ServingSettings) ->
     waste = wasted_fraction(num_layers, layer)
     if waste:
         logger.warning(
-            "%s.prune_layer=%d of %d layers leaves %.0f%% of the KV memory empty, because lower and "
-            "upper layers do not fill groups of equal size; %d wastes none",
+            "%s.prune_layer=%d of %d layers leaves %.0f%% of the KV memory empty: lower and "
+            "upper layers cannot fill groups of equal size; %d wastes none",
             SECTION,
             layer,
             num_layers,

@@ -1,0 +1,87 @@
+"""A real ``vllm-dpp serve`` in a process of its own."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+START_TIMEOUT_S = 300
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server.
+
+    Args:
+        url: Its root, without a trailing slash.
+        model: The model name to ask for.
+        log: Everything it prints.
+    """
+
+    url: str
+    model: str
+    log: Path
+
+    def is_healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=5) as reply:
+                return reply.status == 200
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def metric(self, name: str) -> float:
+        """Sum of one Prometheus metric over its labels."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as reply:
+            lines = reply.read().decode().splitlines()
+        found = [line.split() for line in lines if line.startswith(name + "{")]
+        if not found:
+            raise KeyError(name)
+        return sum(float(parts[-1]) for parts in found)
+
+
+@contextmanager
+def serve(model: Path, log: Path, arguments: Sequence[str]) -> Iterator[Server]:
+    """Start ``vllm-dpp serve``, wait until it answers, and stop it however the block ends.
+
+    Raises:
+        RuntimeError: It did not start; the message ends with its log.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "vllm_dpp", "serve", str(model), *arguments]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env=environment, start_new_session=True
+        )
+    server = Server(f"http://127.0.0.1:{port}", str(model), log)
+    try:
+        _wait(server, process)
+        yield server
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _wait(server: Server, process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + START_TIMEOUT_S
+    while not server.is_healthy():
+        if process.poll() is not None or time.monotonic() > end:
+            tail = "\n".join(server.log.read_text().splitlines()[-40:])
+            raise RuntimeError(f"the server did not start (exit {process.poll()}):\n{tail}")
+        time.sleep(1)

@@ -1,0 +1,149 @@
+"""Every feature that pruning refuses at start-up, and that the message names flag and remedy.
+
+The configuration is a real one; each case changes the one attribute that its flag sets.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm.engine.arg_utils import EngineArgs
+
+from vllm_dpp.serving.refusals import REFUSALS, refused
+
+VARIANT = {"architectures": ["DPPQwen2_5_VLForConditionalGeneration"]}
+
+
+def engine_args(checkpoint: Path, dpp: dict[str, Any], **more: Any) -> EngineArgs:
+    return EngineArgs(
+        str(checkpoint),
+        hf_overrides=VARIANT,
+        additional_config={"dpp": dpp},
+        max_model_len=1024,
+        block_size=32,
+        **more,
+    )
+
+
+@pytest.fixture(scope="module")
+def config(tiny_checkpoint: Path) -> Any:
+    return engine_args(tiny_checkpoint, {"retention_ratio": 0.5}).create_engine_config()
+
+
+def setting(path: str, value: Any) -> Callable[[Any, pytest.MonkeyPatch], None]:
+    """Set ``config.path`` to ``value`` for one test."""
+
+    def apply(config: Any, patch: pytest.MonkeyPatch) -> None:
+        *parents, name = path.split(".")
+        for parent in parents:
+            config = getattr(config, parent)
+        assert hasattr(config, name), f"vLLM has no {path} any more"
+        patch.setattr(config, name, value)
+
+    return apply
+
+
+def environment(name: str, value: str) -> Callable[[Any, pytest.MonkeyPatch], None]:
+    return lambda config, patch: patch.setenv(name, value)
+
+
+def sliding_window(config: Any, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(type(config.model_config), "get_sliding_window", lambda self: 1024)
+
+
+def on_a_gpu(config: Any, patch: pytest.MonkeyPatch) -> None:
+    from vllm_dpp.serving import refusals
+
+    patch.setattr(refusals, "_is_cpu", lambda: False)
+
+
+ON = SimpleNamespace()
+CASES = {
+    "--pipeline-parallel-size": setting("parallel_config.pipeline_parallel_size", 2),
+    "--decode-context-parallel-size": setting("parallel_config.decode_context_parallel_size", 2),
+    "--prefill-context-parallel-size": setting(
+        "parallel_config.prefill_context_parallel_size", 2
+    ),
+    "--enable-dbo / --ubatch-size": setting("parallel_config.enable_dbo", True),
+    "--speculative-config": setting("speculative_config", ON),
+    "--enable-lora": setting("lora_config", ON),
+    "--kv-transfer-config": setting("kv_transfer_config", ON),
+    "--video-pruning-rate": setting("model_config.multimodal_config.video_pruning_rate", 0.5),
+    "--enable-prompt-embeds": setting("model_config.enable_prompt_embeds", True),
+    "--kv-sharing-fast-prefill": setting("cache_config.kv_sharing_fast_prefill", True),
+    "--disable-hybrid-kv-cache-manager": setting(
+        "scheduler_config.disable_hybrid_kv_cache_manager", True
+    ),
+    "--runner pooling": setting("model_config.runner_type", "pooling"),
+    "--scheduler-cls": setting("scheduler_config.scheduler_cls", "my.Scheduler"),
+    "sliding-window attention": sliding_window,
+    "VLLM_USE_BREAKABLE_CUDAGRAPH": environment("VLLM_USE_BREAKABLE_CUDAGRAPH", "1"),
+    "VLLM_USE_V2_MODEL_RUNNER=0": on_a_gpu,
+}
+
+
+@pytest.fixture(autouse=True)
+def no_graph_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("VLLM_USE_BREAKABLE_CUDAGRAPH", "VLLM_BATCH_INVARIANT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_every_refusal_has_a_case() -> None:
+    assert set(CASES) == {refusal.flag for refusal in REFUSALS}
+
+
+def test_a_plain_configuration_is_not_refused(config: Any) -> None:
+    assert list(refused(config)) == []
+
+
+@pytest.mark.parametrize("flag", CASES)
+def test_refusal(config: Any, monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
+    CASES[flag](config, monkeypatch)
+    (line,) = refused(config)
+    assert line.startswith(f"{flag} cannot be combined with video pruning: ")
+    assert ";" in line, "the remedy follows the reason"
+
+
+def test_batch_invariance_turns_breakable_graphs_on(
+    config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
+    assert any("VLLM_USE_BREAKABLE_CUDAGRAPH=0" in line for line in refused(config))
+    monkeypatch.setenv("VLLM_USE_BREAKABLE_CUDAGRAPH", "0")
+    assert list(refused(config)) == []
+
+
+def test_start_up_stops_at_a_refused_flag(tiny_checkpoint: Path) -> None:
+    args = engine_args(tiny_checkpoint, {}, video_pruning_rate=0.5)
+    with pytest.raises(ValueError, match="--video-pruning-rate cannot be combined"):
+        args.create_engine_config()
+
+
+@pytest.mark.parametrize(
+    ("dpp", "message"),
+    [
+        ({"prune_layer": 6}, "below the model's 6 layers, got 6"),
+        ({"retention": 0.5}, "retention_ratio"),
+        ({"retention_ratio": 2}, "retention_ratio"),
+    ],
+)
+def test_start_up_stops_at_a_bad_setting(
+    tiny_checkpoint: Path, dpp: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        engine_args(tiny_checkpoint, dpp).create_engine_config()
+
+
+def test_a_foreign_worker_is_refused(tiny_checkpoint: Path) -> None:
+    args = engine_args(tiny_checkpoint, {}, worker_cls="my.Worker")
+    with pytest.raises(ValueError, match="--worker-cls my.Worker cannot be combined"):
+        args.create_engine_config()
+
+
+def test_start_up_resolves_what_depends_on_the_model(config: Any) -> None:
+    dpp = config.additional_config["dpp"]
+    assert dpp["prune_layer"] == 2
+    assert dpp["turn_end_token_id"] is not None
+    assert config.scheduler_config.scheduler_cls.startswith("vllm_dpp.")
