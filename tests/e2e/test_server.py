@@ -229,6 +229,15 @@ def test_a_video_too_long_for_a_step_gets_400_and_runs_unpruned(
     assert len(ask(server, messages, vllm_xargs={"dpp_retention_ratio": 1})) == MAX_TOKENS
 
 
+def test_a_refused_video_can_be_sent_again(server: Server, media: Path, one_turn: Any) -> None:
+    """The front end must not believe that the engine has media which it never passed on."""
+    fresh = write_mp4(media / "fresh.mp4", render_frames(7, 16, 112, 112), FPS)
+    messages = openai_messages([(as_data_url(fresh), QUESTION, None)])
+    with pytest.raises(openai.BadRequestError):
+        ask(server, messages, vllm_xargs={"dpp_retention_ratio": 7})
+    assert len(ask(server, messages)) == MAX_TOKENS
+
+
 def test_broken_videos_hurt_nobody(server: Server, media: Path, one_turn: Any) -> None:
     nonsense = base64.b64encode(b"this is not a video").decode()
     for url in (as_data_url(media / "broken.mp4"), f"data:video/mp4;base64,{nonsense}"):

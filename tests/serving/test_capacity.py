@@ -29,7 +29,9 @@ COMMON = {
 @pytest.fixture(scope="module")
 def long_video(judge: Judge) -> dict:
     """16 slices of 6 x 6 tokens: 576 video tokens."""
-    messages = [user(video(5, 32, 168, 168), {"type": "text", "text": "What moves through the picture?"})]
+    messages = [
+        user(video(5, 32, 168, 168), {"type": "text", "text": "What moves through the picture?"})
+    ]
     text = chat_text(judge.reference.processor, messages)
     return {"prompt": text, "multi_modal_data": multi_modal_data(messages)}
 

@@ -63,9 +63,7 @@ ON = SimpleNamespace()
 CASES = {
     "--pipeline-parallel-size": setting("parallel_config.pipeline_parallel_size", 2),
     "--decode-context-parallel-size": setting("parallel_config.decode_context_parallel_size", 2),
-    "--prefill-context-parallel-size": setting(
-        "parallel_config.prefill_context_parallel_size", 2
-    ),
+    "--prefill-context-parallel-size": setting("parallel_config.prefill_context_parallel_size", 2),
     "--enable-dbo / --ubatch-size": setting("parallel_config.enable_dbo", True),
     "--speculative-config": setting("speculative_config", ON),
     "--enable-lora": setting("lora_config", ON),

@@ -25,7 +25,9 @@ from vllm_dpp.serving.settings import ServingSettings
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig
-    from vllm.multimodal.inputs import MultiModalInput
+    from vllm.inputs import MultiModalInput
+    from vllm.multimodal.cache import BaseMultiModalProcessorCache
+    from vllm.multimodal.processing import ProcessorInputs
     from vllm.pooling_params import PoolingParams
 
 KEY = "dpp_admission"
@@ -91,7 +93,29 @@ class AdmissionRules:
             )
 
 
-def check_request(prompt: dict[str, Any], params: "SamplingParams | PoolingParams") -> None:
+@dataclass(frozen=True, slots=True)
+class PendingPrompt:
+    """Travels with a processed prompt until it is admitted or refused.
+
+    Args:
+        rules: The rules of the engine that the prompt is for.
+        cache: The processor cache that remembers which media the engine has been sent.
+    """
+
+    rules: AdmissionRules
+    cache: "BaseMultiModalProcessorCache | None"
+
+    def withdraw(self, prompt: "MultiModalInput") -> None:
+        """Forget media that the engine will not receive, so that the next request sends them."""
+        if self.cache is None:
+            return
+        for modality, hashes in prompt["mm_hashes"].items():
+            for mm_hash, item in zip(hashes, prompt["mm_kwargs"][modality], strict=True):
+                if item is not None:
+                    self.cache.invalidate(mm_hash)
+
+
+def check_request(prompt: Any, params: "SamplingParams | PoolingParams") -> None:
     """The check of one request: its arguments always, its prompt where our processor made it.
 
     Raises:
@@ -99,12 +123,14 @@ def check_request(prompt: dict[str, Any], params: "SamplingParams | PoolingParam
     """
     if not isinstance(params, SamplingParams):
         return
+    pending: PendingPrompt | None = prompt.get(KEY)
     try:
         RequestOptions.from_extra_args(params.extra_args)
-        rules = prompt.get(KEY)
-        if rules is not None:
-            rules.check(prompt, params)
+        if pending is not None:
+            pending.rules.check(prompt, params)
     except ValueError as error:
+        if pending is not None:
+            pending.withdraw(prompt)
         raise VLLMValidationError(str(error)) from error
 
 
@@ -131,9 +157,9 @@ class AdmissionProcessorMixin:
         super().__init__(*args, **kwargs)
         install()
 
-    def apply(self, *args: Any, **kwargs: Any) -> "MultiModalInput":
-        prompt = super().apply(*args, **kwargs)  # type: ignore[misc]
+    def apply(self, inputs: "ProcessorInputs", *args: Any, **kwargs: Any) -> "MultiModalInput":
+        prompt = super().apply(inputs, *args, **kwargs)  # type: ignore[misc]
         rules = AdmissionRules.of(self.info.ctx.model_config)  # type: ignore[attr-defined]
         if rules is not None:
-            prompt[KEY] = rules
+            prompt[KEY] = PendingPrompt(rules, inputs.cache)
         return prompt
