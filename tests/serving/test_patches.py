@@ -44,6 +44,6 @@ def test_only_plain_attention_is_made_compact() -> None:
         make_compact(torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match="only full attention"):
         CompactAttentionSpec.like(None)
-    changed = {name for name in vars(CompactAttention) if not name.startswith("__")}
+    changed = {name for name in vars(CompactAttention) if not name.startswith("_")}
     assert CompactAttention.__bases__ == (Attention,) and changed == {"get_kv_cache_spec"}
     assert not issubclass(CompactAttentionSpec, FullAttentionSpec), "vLLM would merge the groups"
