@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vllm_dpp.pruning import compiled
 from vllm_dpp.pruning.kernel import (
     RANK_TOLERANCE,
     conditioned_kernel,
@@ -55,6 +56,17 @@ def greedy_map(
     """
     kernel = conditioned_kernel(features, relevance)
     return greedy_map_of_kernel(kernel, relevance, valid, budgets, max_budget)
+
+
+def greedy_keep(
+    features: Tensor, relevance: Tensor, valid: Tensor, budgets: Tensor, max_budget: int
+) -> Tensor:
+    """The `keep` of `greedy_map`, by the fastest way that this machine has."""
+    kernel = conditioned_kernel(features, relevance)
+    if compiled.is_available(kernel):
+        keep = compiled.greedy_keep(kernel, valid, budgets)
+        return _fill_by_relevance(keep, relevance, valid, budgets)
+    return greedy_map_of_kernel(kernel, relevance, valid, budgets, max_budget).keep
 
 
 def greedy_map_of_kernel(
