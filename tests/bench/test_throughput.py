@@ -52,7 +52,7 @@ def test_small_run(
     output = tmp_path / "result.json"
     work = "--model toy:tiny --num-requests 4 --frames 16 --width 112 --output-tokens 4 --repeats 1"
     limits = "--kv-cache-mib 8 --max-model-len 512 --max-num-batched-tokens 512"
-    arguments = f"{work} {limits} --arms stock dpp --output {output}".split()
+    arguments = f"{work} {limits} --arms stock evs dpp --output {output}".split()
     assert throughput.main(arguments) == 0
     printed = capsys.readouterr().out
     assert "Throughput" in printed

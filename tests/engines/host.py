@@ -23,7 +23,8 @@ class EngineHost:
 
         context = multiprocessing.get_context(START_METHOD)
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, runner), daemon=True)
+        # Not a daemon, which could not start workers; it ends when this side of the pipe closes.
+        self._process = context.Process(target=serve, args=(theirs, runner))
         self._process.start()
         theirs.close()
 

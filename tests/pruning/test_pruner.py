@@ -7,7 +7,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vllm_dpp.pruning import (
     PruningConfig,
     VideoTokens,
-    compiled,
     keep_indices,
     naive_keep_indices,
 )
@@ -15,12 +14,6 @@ from vllm_dpp.pruning import (
 from .helpers import ALL_CONFIGS, config_id, random_video
 
 each_config = pytest.mark.parametrize("config", ALL_CONFIGS, ids=config_id)
-
-
-@pytest.fixture
-def uncompiled(monkeypatch):
-    """The path of other devices, on the CPU."""
-    monkeypatch.setattr(compiled, "is_available", lambda kernel: False)
 
 
 class NoHostSync(TorchDispatchMode):
@@ -50,12 +43,7 @@ class NoHostSync(TorchDispatchMode):
 
 @each_config
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("path", ["compiled", "uncompiled"])
-def test_equals_the_reference(config, dtype, path, request):
-    if path == "uncompiled":
-        request.getfixturevalue("uncompiled")
-    else:
-        assert compiled.is_available(torch.zeros(1))
+def test_equals_the_reference(config, dtype):
     videos = [
         random_video(0, dtype=dtype),
         random_video(1, num_slices=7, tokens_per_slice=9, num_kept=20, dtype=dtype),
@@ -111,7 +99,7 @@ def test_a_video_does_not_depend_on_its_neighbours(config):
 
 
 @each_config
-def test_nothing_is_read_on_the_host(config, uncompiled):
+def test_nothing_is_read_on_the_host(config):
     videos = [random_video(5), random_video(6, num_slices=7, num_kept=17)]
     with NoHostSync():
         keep_indices(videos, config)

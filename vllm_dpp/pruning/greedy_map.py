@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vllm_dpp.pruning import compiled
 from vllm_dpp.pruning.kernel import (
     RANK_TOLERANCE,
     conditioned_kernel,
@@ -58,40 +57,31 @@ def greedy_map(
     return greedy_map_of_kernel(kernel, relevance, valid, budgets, max_budget)
 
 
-def greedy_keep(
-    features: Tensor, relevance: Tensor, valid: Tensor, budgets: Tensor, max_budget: int
-) -> Tensor:
-    """The `keep` of `greedy_map`, by the fastest way that this machine has."""
-    kernel = conditioned_kernel(features, relevance)
-    if compiled.is_available(kernel):
-        keep = compiled.greedy_keep(kernel, valid, budgets)
-        return _fill_by_relevance(keep, relevance, valid, budgets)
-    return greedy_map_of_kernel(kernel, relevance, valid, budgets, max_budget).keep
-
-
 def greedy_map_of_kernel(
     kernel: Tensor, relevance: Tensor, valid: Tensor, budgets: Tensor, max_budget: int
 ) -> Selection:
     """Select in padded segments from their kernels, [S, n, n] float32; else as `greedy_map`."""
     num_segments, length, _ = kernel.shape
-    segments = torch.arange(num_segments, device=kernel.device)
     marginal_gain = kernel.diagonal(dim1=1, dim2=2).masked_fill(~valid, _TAKEN)
+    gains_as_row = marginal_gain.unsqueeze(1)
     cholesky_rows = kernel.new_zeros(num_segments, max_budget, length)
     steps = _Steps(marginal_gain.amax(dim=1), budgets, max_budget)
+    row = kernel.new_empty(num_segments, 1, length)
+    new_rows = cholesky_rows.unsqueeze(2).unbind(dim=1)
+    places = steps.tokens[:, :, None, None].unbind()
+    columns = steps.tokens[:, :, None].unbind()
     for step in range(max_budget):
-        gain, token = marginal_gain.max(dim=1)
-        active = steps.take(step, gain, token)
+        steps.take(step, marginal_gain)
+        torch.gather(kernel, 1, places[step].expand_as(row), out=row)
         earlier = cholesky_rows[:, :step]
-        at_token = earlier.gather(2, token[:, None, None].expand(-1, step, 1))
-        row = kernel[segments, token].unsqueeze(1).baddbmm(at_token.mT, earlier, alpha=-1)
-        row = row.squeeze(1) * _inverse_root(gain, active).unsqueeze(1)
-        cholesky_rows[:, step] = row
+        at_token = earlier.gather(2, places[step].expand(-1, step, 1))
+        row.baddbmm_(at_token.mT, earlier, alpha=-1)
+        torch.mul(row, steps.inverse_roots[step], out=new_rows[step])
         # Rounding may leave a gain below zero, which is below the threshold: no clamp is needed,
         # and a clamp would bring taken tokens back.
-        marginal_gain.addcmul_(row, row, value=-1)
-        taken = torch.where(active, _TAKEN, marginal_gain[segments, token])
-        marginal_gain.scatter_(1, token.unsqueeze(1), taken.unsqueeze(1))
-    keep = valid & marginal_gain.isneginf()
+        gains_as_row.addcmul_(new_rows[step], new_rows[step], value=-1)
+        marginal_gain.scatter_(1, columns[step], _TAKEN)
+    keep = steps.taken(valid)
     return steps.selection(_fill_by_relevance(keep, relevance, valid, budgets))
 
 
@@ -121,16 +111,16 @@ def greedy_map_flat(
     largest_gain = marginal_gain.where(member, _TAKEN).amax(dim=1)
     steps = _Steps(largest_gain, budgets, max_budget)
     for step in range(max_budget):
-        gain, token = marginal_gain.where(member, _TAKEN).max(dim=1)
-        active = steps.take(step, gain, token)
+        steps.take(step, marginal_gain.where(member, _TAKEN))
+        token = steps.tokens[step]
         earlier = cholesky_rows[:step]
         products = (rows[token] @ rows.mT).addmm(earlier[:, token].mT, earlier, alpha=-1)
-        products *= _inverse_root(gain, active).unsqueeze(1)
+        products *= steps.inverse_roots[step][:, 0]
         row = products.gather(0, segment_ids.unsqueeze(0)).squeeze(0)
         cholesky_rows[step] = row
         marginal_gain.addcmul_(row, row, value=-1)
         # Segments with nothing left all point at token 0: the minimum lets no idle one undo it.
-        taken = torch.where(active, _TAKEN, torch.inf)
+        taken = torch.where(steps.active[step], _TAKEN, torch.inf)
         marginal_gain.scatter_reduce_(0, token, taken, "amin")
     keep = member & marginal_gain.isneginf()
     keep = _fill_by_relevance(keep, relevance.expand_as(member), member, budgets)
@@ -141,26 +131,43 @@ class _Steps:
     """What S segments take, step by step, and whether a step counts."""
 
     def __init__(self, largest_gain: Tensor, budgets: Tensor, max_budget: int) -> None:
-        self.threshold = RANK_TOLERANCE * largest_gain
-        self.budgets = budgets
         shape = (max_budget, len(budgets))
-        self.tokens = budgets.new_zeros(shape, dtype=torch.int64)
-        self.gains = largest_gain.new_zeros(shape)
+        steps = torch.arange(max_budget, device=budgets.device).unsqueeze(1)
+        self.tokens = budgets.new_empty(shape, dtype=torch.int64)
+        self.gains = largest_gain.new_empty(shape)
+        self.active = budgets.new_empty(shape, dtype=torch.bool)
+        needed = (RANK_TOLERANCE * largest_gain).where(budgets > steps, torch.inf)
+        roots = largest_gain.new_empty(shape)
+        # Views are made once: in the loop they would cost as much as the arithmetic.
+        self.inverse_roots = roots[:, :, None, None].unbind()
+        self._views = list(
+            zip(
+                *(x.unbind() for x in (self.gains, self.tokens, needed, self.active, roots)),
+                strict=True,
+            )
+        )
+        self._none = largest_gain.new_zeros(())
 
-    def take(self, step: int, gain: Tensor, token: Tensor) -> Tensor:
-        """Record a step; returns [S] bool, False where a segment idles."""
-        self.gains[step], self.tokens[step] = gain, token
-        return (gain > self.threshold) & (self.budgets > step)
+    def take(self, step: int, marginal_gain: Tensor) -> None:
+        """Record the best token of each segment, from [S, n] gains.
+
+        `inverse_roots[step]` [S, 1, 1] becomes 1 / sqrt(gain), and 0 where a segment idles: its
+        Cholesky row is zero then.
+        """
+        gain, token, needed, active, root = self._views[step]
+        torch.max(marginal_gain, dim=1, out=(gain, token))
+        torch.gt(gain, needed, out=active)
+        torch.where(active, gain.rsqrt(), self._none, out=root)
+
+    def taken(self, valid: Tensor) -> Tensor:
+        """[S, n] bool, True on the tokens of steps that count."""
+        keep = torch.zeros_like(valid, dtype=torch.int8)
+        # A segment that idles may name a token again: what counts once counts.
+        return keep.scatter_reduce_(1, self.tokens.T, self.active.T.to(torch.int8), "amax").bool()
 
     def selection(self, keep: Tensor) -> Selection:
-        steps = torch.arange(len(self.tokens), device=self.tokens.device).unsqueeze(1)
-        active = (self.gains > self.threshold) & (self.budgets > steps)
-        return Selection(keep, self.tokens.where(active, -1).T, self.gains.where(active, 0.0).T)
-
-
-def _inverse_root(gain: Tensor, active: Tensor) -> Tensor:
-    """[S] 1 / sqrt(gain), and 0 where a segment idles, which makes its Cholesky row zero."""
-    return gain.rsqrt().where(active, 0.0)
+        order = self.tokens.where(self.active, -1)
+        return Selection(keep, order.T, self.gains.where(self.active, self._none).T)
 
 
 def _fill_by_relevance(keep: Tensor, relevance: Tensor, valid: Tensor, budgets: Tensor) -> Tensor:

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vllm_dpp.pruning import compiled
 from vllm_dpp.pruning.budget import share_by_length, share_by_weight
 from vllm_dpp.pruning.checks import require_integer
 from vllm_dpp.pruning.config import PruningConfig
-from vllm_dpp.pruning.greedy_map import greedy_keep, greedy_map_flat
+from vllm_dpp.pruning.greedy_map import greedy_map, greedy_map_flat
 from vllm_dpp.pruning.relevance import normalize_relevance
 from vllm_dpp.pruning.segments import (
     pad_segments,
@@ -132,8 +131,8 @@ def _keep_padded(
         budgets = share_by_weight(video.num_kept, weights, segments.valid.sum(dim=1))
         max_budget = min(video.num_kept, segments.longest)
     features = segments.pad(video.features)
-    keep = greedy_keep(features, padded_relevance, segments.valid, budgets, max_budget)
-    return keep, segments.positions
+    selection = greedy_map(features, padded_relevance, segments.valid, budgets, max_budget)
+    return selection.keep, segments.positions
 
 
 def _keep_scene(video: VideoTokens, relevance: Tensor, config: PruningConfig) -> Tensor:
@@ -148,12 +147,7 @@ def _keep_scene(video: VideoTokens, relevance: Tensor, config: PruningConfig) ->
     # Every other segment has at least one slice.
     longest = (video.num_slices - num_segments + 1) * video.tokens_per_slice
     max_budget = min(video.num_kept, longest)
-    if not compiled.is_available(relevance):
-        return greedy_map_flat(video.features, relevance, segment_ids, budgets, max_budget).keep
-    # On the CPU the boundaries may be read, and segments of known length are faster.
-    segments = pad_segments([0, *lengths.cumsum(0).tolist()], relevance.device)
-    features, padded = segments.pad(video.features), segments.pad(relevance)
-    return greedy_keep(features, padded, segments.valid, budgets, max_budget)[segments.valid]
+    return greedy_map_flat(video.features, relevance, segment_ids, budgets, max_budget).keep
 
 
 def _describe(tensor: Tensor) -> str:
