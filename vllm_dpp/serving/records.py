@@ -11,12 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm.logger import init_logger
+
 from vllm_dpp.serving.request_plan import RequestOptions
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
 
     from vllm_dpp.serving.scheduler import PruningSchedulerMixin
+
+logger = init_logger("vllm.vllm_dpp")
 
 
 def path_of(folder: Path, request_id: str, kind: str) -> Path:
@@ -28,18 +32,23 @@ def path_of(folder: Path, request_id: str, kind: str) -> Path:
 def write_kept(folder: Path, request_id: str, videos: Sequence[dict[str, Any]]) -> None:
     """Write which tokens of each video were kept; a later turn of the same request adds to it."""
     path = path_of(folder, request_id, "kept")
-    before = json.loads(path.read_text())["videos"] if path.exists() else []
+    before = _videos_in(path)
     starts = {video["start"] for video in videos}
     merged = [v for v in before if v["start"] not in starts] + list(videos)
     _write(path, {"request_id": request_id, "videos": merged})
 
 
+def _videos_in(path: Path) -> list[dict[str, Any]]:
+    try:
+        return json.loads(path.read_text())["videos"]
+    except (OSError, ValueError, KeyError):  # none yet, or not one of ours
+        return []
+
+
 def write_blocks(scheduler: "PruningSchedulerMixin", request: "Request") -> None:
     """Write the KV blocks that a finishing request holds, where it asked for a record."""
-    folder, params = scheduler.settings.record_path, request.sampling_params
-    if folder is None or params is None:
-        return
-    if not RequestOptions.from_extra_args(params.extra_args).record:
+    folder = scheduler.settings.record_path
+    if folder is None or not _asks_for_a_record(request):
         return
     groups = scheduler.kv_cache_config.kv_cache_groups
     blocks = scheduler.kv_cache_manager.get_block_ids(request.request_id)
@@ -67,8 +76,23 @@ def write_blocks(scheduler: "PruningSchedulerMixin", request: "Request") -> None
     _write(path_of(folder, request.request_id, "blocks"), record)
 
 
+def _asks_for_a_record(request: "Request") -> bool:
+    if request.sampling_params is None:
+        return False
+    try:
+        return RequestOptions.from_extra_args(request.sampling_params.extra_args).record
+    except ValueError:  # refused, and on its way out
+        return False
+
+
 def _write(path: Path, record: dict[str, Any]) -> None:
-    """Write whole files only, so that a reader never sees half of one."""
+    """Write whole files only, so that a reader never sees half of one.
+
+    A folder that is gone or full costs the record, not the engine that runs this.
+    """
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=1))
-    partial.replace(path)
+    try:
+        partial.write_text(json.dumps(record, indent=1))
+        partial.replace(path)
+    except OSError as error:
+        logger.warning("no record %s: %s", path, error)

@@ -1,0 +1,33 @@
+"""The entry point: lazy, idempotent, and no business of other models."""
+
+import subprocess
+import sys
+from importlib.metadata import entry_points
+
+PROGRAM = """
+import sys
+from vllm import ModelRegistry
+from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
+archs, hooks = set(ModelRegistry.get_supported_archs()), dict(MODELS_CONFIG_MAP)
+from vllm_dpp.serving.plugin import register
+
+register()
+register()
+added = set(ModelRegistry.get_supported_archs()) - archs
+assert added == {"DPPQwen2_5_VLForConditionalGeneration"}, added
+assert {k: v for k, v in MODELS_CONFIG_MAP.items() if k not in added} == hooks
+assert "vllm_dpp.serving.models.qwen2_5_vl" not in sys.modules, "models load when they are used"
+assert "vllm.model_executor.models.qwen2_5_vl" not in sys.modules
+print("fine")
+"""
+
+
+def test_registering_twice_adds_our_variant_and_loads_no_model() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
+    assert done.stdout.endswith("fine\n"), done.stderr
+
+
+def test_vllm_finds_the_entry_point() -> None:
+    (found,) = [e for e in entry_points(group="vllm.general_plugins") if e.name == "dpp"]
+    assert found.value == "vllm_dpp.serving.plugin:register"
