@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import openai
 import pytest
-import torch
 
 from tests.e2e.server import Server, serve
 from tests.engines.judge import Judge
@@ -26,14 +25,6 @@ STEP_BUDGET = 512
 FPS = 2.0  # the server samples two frames a second: all of them
 QUESTION = "What moves?"
 MAX_TOKENS = 6
-
-
-@pytest.fixture(scope="module")
-def judge(tiny_checkpoint: Path) -> Iterator[Judge]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield Judge(tiny_checkpoint)
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -1,22 +1,10 @@
-"""Engines and their judge, one of each for a whole test session."""
+"""An engine process for the tests of a module."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-import torch
 
 from tests.engines.host import EngineHost, engine_host
-from tests.engines.judge import Judge
-
-
-@pytest.fixture(scope="session")
-def judge(tiny_checkpoint: Path) -> Iterator[Judge]:
-    """The reference. One thread: an engine process wants the other core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield Judge(tiny_checkpoint)
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=["v1", "v2"])

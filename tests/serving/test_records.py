@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 
 from vllm_dpp.serving import records
-from vllm_dpp.serving.settings import ServingSettings
 
 
 @pytest.mark.parametrize("request_id", ["../../etc/passwd", "/root/x", "a/b", "..", "x" * 500])
@@ -34,7 +33,6 @@ def test_a_missing_folder_costs_only_the_record(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("extra_args", [None, {}, {"dpp_nonsense": 1}, {"dpp_record": 0}])
 def test_blocks_are_written_only_where_asked(tmp_path: Path, extra_args: dict | None) -> None:
-    scheduler = SimpleNamespace(settings=ServingSettings(record_dir=str(tmp_path)))
     request = SimpleNamespace(sampling_params=SimpleNamespace(extra_args=extra_args))
-    records.write_blocks(scheduler, request)
+    records.write_blocks(tmp_path, request, None, [], [])
     assert list(tmp_path.iterdir()) == []

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
 
+from vllm_dpp.serving.plan import PrunePlan
 from vllm_dpp.serving.request_plan import RequestOptions
 
 if TYPE_CHECKING:
+    from vllm.v1.kv_cache_interface import KVCacheGroupSpec
     from vllm.v1.request import Request
 
-    from vllm_dpp.serving.scheduler import PruningSchedulerMixin
 
 logger = init_logger("vllm.vllm_dpp")
 
@@ -45,15 +46,16 @@ def _videos_in(path: Path) -> list[dict[str, Any]]:
         return []
 
 
-def write_blocks(scheduler: "PruningSchedulerMixin", request: "Request") -> None:
+def write_blocks(
+    folder: Path | None,
+    request: "Request",
+    plan: PrunePlan | None,
+    groups: Sequence["KVCacheGroupSpec"],
+    block_ids: Sequence[Sequence[int]],
+) -> None:
     """Write the KV blocks that a finishing request holds, where it asked for a record."""
-    folder = scheduler.settings.record_path
     if folder is None or not _asks_for_a_record(request):
         return
-    groups = scheduler.kv_cache_config.kv_cache_groups
-    blocks = scheduler.kv_cache_manager.get_block_ids(request.request_id)
-    plan = scheduler.plans.get(request.request_id)
-    turns = () if plan is None else plan.turns
     record = {
         "request_id": request.request_id,
         "num_prompt_tokens": request.num_prompt_tokens,
@@ -61,16 +63,16 @@ def write_blocks(scheduler: "PruningSchedulerMixin", request: "Request") -> None
         "num_video_tokens": sum(
             f.mm_position.length for f in request.mm_features if f.modality == "video"
         ),
-        "num_pruned_tokens": sum(turn.num_pruned for turn in turns),
+        "num_pruned_tokens": sum(turn.num_pruned for turn in plan.turns) if plan else 0,
         "num_preemptions": request.num_preemptions,
-        "block_size": scheduler.block_size,
+        "block_size": groups[0].kv_cache_spec.block_size,
         "kv_groups": [
             {
                 "kind": type(group.kv_cache_spec).__name__,
                 "layers": len(group.layer_names),
                 "blocks": len(ids),
             }
-            for group, ids in zip(groups, blocks, strict=True)
+            for group, ids in zip(groups, block_ids, strict=True)
         ],
     }
     _write(path_of(folder, request.request_id, "blocks"), record)

@@ -65,7 +65,13 @@ class PruningSchedulerMixin(Scheduler):
         return plan
 
     def _free_blocks(self, request: Request) -> None:
-        records.write_blocks(self, request)
+        records.write_blocks(
+            self.settings.record_path,
+            request,
+            self.plans.get(request.request_id),
+            self.kv_cache_config.kv_cache_groups,
+            self.kv_cache_manager.get_block_ids(request.request_id),
+        )
         super()._free_blocks(request)
         self.plans.pop(request.request_id, None)
 
