@@ -9,7 +9,7 @@ import pytest
 from vllm_dpp.serving import records
 
 
-@pytest.mark.parametrize("request_id", ["../../etc/passwd", "/root/x", "a/b", "..", "x" * 500])
+@pytest.mark.parametrize("request_id", ["../../etc/passwd", "/etc/x", "a/b", "..", "x" * 500])
 def test_no_request_id_leaves_the_folder(tmp_path: Path, request_id: str) -> None:
     path = records.path_of(tmp_path, request_id, "kept")
     assert path.parent == tmp_path and path.resolve().parent == tmp_path.resolve()
