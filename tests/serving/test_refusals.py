@@ -134,6 +134,15 @@ def test_start_up_stops_at_a_bad_setting(
         engine_args(tiny_checkpoint, dpp).create_engine_config()
 
 
+def test_start_up_stops_at_a_record_dir_that_is_a_file(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    args = engine_args(tiny_checkpoint, {"record_dir": str(tmp_path / "file")})
+    with pytest.raises(ValueError, match="dpp.record_dir .* cannot be made a folder"):
+        args.create_engine_config()
+
+
 def test_a_foreign_worker_is_refused(tiny_checkpoint: Path) -> None:
     args = engine_args(tiny_checkpoint, {}, worker_cls="my.Worker")
     with pytest.raises(ValueError, match="--worker-cls my.Worker cannot be combined"):

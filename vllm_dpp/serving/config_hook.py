@@ -67,8 +67,7 @@ def resolve(vllm_config: "VllmConfig") -> ServingSettings:
     token = settings.turn_end_token_id
     if token is None:
         token = _turn_end_token_id(model_config)
-    if settings.record_path is not None:
-        settings.record_path.mkdir(parents=True, exist_ok=True)
+    _make_record_dir(settings)
     return replace(settings, prune_layer=layer, turn_end_token_id=token)
 
 
@@ -99,6 +98,18 @@ def _turn_end_token_id(model_config: "ModelConfig") -> int:
             f"set {SECTION}.turn_end_token_id"
         )
     return int(token_id)
+
+
+def _make_record_dir(settings: ServingSettings) -> None:
+    if settings.record_path is None:
+        return
+    try:
+        settings.record_path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"{SECTION}.record_dir {settings.record_dir!r} cannot be made a folder ({error}): "
+            "name one that the server may write to"
+        ) from error
 
 
 def _warn_about_waste(model_config: "ModelConfig", settings: ServingSettings) -> None:
