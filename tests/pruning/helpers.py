@@ -17,7 +17,7 @@ ALL_CONFIGS = [
         num_segments=3,
     )
     for segment_by in ("slices", "count", "scene", "one")
-    for budget in ("length", "relevance")
+    for budget in ("length", "relevance", "spectrum")
     for sign in ("positive", "negative")
 ]
 

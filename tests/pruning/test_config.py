@@ -52,7 +52,9 @@ def test_frozen_and_keyword_only():
         ("relevance_sign", 1, r"relevance_sign must be one of 'positive', 'negative', got 1"),
         ("relevance_floor", -0.1, r"relevance_floor must be a number in \[0, 1\], got -0\.1"),
         ("relevance_floor", math.inf, r"relevance_floor must be a number in \[0, 1\], got inf"),
-        ("budget", "", r"budget must be one of 'length', 'relevance', got ''"),
+        ("projection_dim", 0, r"projection_dim must be an integer >= 1, got 0"),
+        ("max_kernel_bytes", 0.5, r"max_kernel_bytes must be an integer >= 1, got 0\.5"),
+        ("budget", "", r"budget must be one of 'length', 'relevance', 'spectrum', got ''"),
     ],
 )
 def test_bad_values(field, value, message):
@@ -85,7 +87,7 @@ def test_from_mapping_names_unknown_keys_and_lists_valid_ones():
     message = str(caught.value)
     assert "'retention_rate' (did you mean 'retention_ratio'?)" in message
     assert "'zzz', 7; valid keys: retention_ratio, segment_by," in message
-    assert message.endswith("budget, layer")
+    assert message.endswith("max_kernel_bytes, layer")
 
 
 def test_from_mapping_needs_a_mapping():

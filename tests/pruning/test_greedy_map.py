@@ -1,4 +1,6 @@
-"""Both fast paths against the float64 reference, segment by segment."""
+"""The loops in PyTorch and in machine code against the float64 reference, segment by segment."""
+
+from itertools import pairwise
 
 import pytest
 import torch
@@ -6,14 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_dpp.pruning import naive_greedy_map
-from vllm_dpp.pruning.greedy_map import greedy_map, greedy_map_flat, greedy_map_of_kernel
-from vllm_dpp.pruning.segments import pad_segments
+from vllm_dpp.pruning.compiled import greedy_map_compiled
+from vllm_dpp.pruning.greedy_map import greedy_map, greedy_map_of_kernel
+from vllm_dpp.pruning.kernel import conditioned_kernel
+from vllm_dpp.pruning.segments import Segments, padded_batches
 
 from .helpers import NEAR_TIE, gains_along, log_det, reference_kernel
 
 KINDS = ["random", "low_rank", "repeated", "equal", "zero", "some_zero", "correlated"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-PATHS = ["padded", "flat"]
+PATHS = ["torch", "compiled"]
 
 
 def make_features(kind, n, dim, generator):
@@ -36,24 +40,29 @@ def make_features(kind, n, dim, generator):
 
 def select(path, features, relevance, offsets, budgets, max_budget=None):
     """Per segment: the kept tokens, the greedy order and its gains, all relative to the segment."""
-    segments = pad_segments(offsets, features.device)
-    counts = torch.tensor(budgets)
+    if path == "compiled":
+        spans = [slice(start, end) for start, end in pairwise(offsets)]
+        selections = [
+            greedy_map_compiled(
+                conditioned_kernel(features[None, span], relevance[None, span]),
+                relevance[None, span],
+                torch.tensor([budget]),
+            )
+            for span, budget in zip(spans, budgets, strict=True)
+        ]
+        return [_steps(s.keep[0], s.order[0], s.gains[0]) for s in selections]
+    segments = Segments.between(offsets, features.device)
+    [(_, padded)] = padded_batches(segments, len(features), 1 << 28)
     steps = max(budgets) if max_budget is None else max_budget
-    if path == "padded":
-        padded = segments.pad(features), segments.pad(relevance), segments.valid
-        selection = greedy_map(*padded, counts, steps)
-        keep = [row[ok] for row, ok in zip(selection.keep, segments.valid, strict=True)]
-        starts = [0] * len(budgets)
-    else:
-        ids = torch.arange(len(budgets)).repeat_interleave(torch.tensor(segments.lengths))
-        selection = greedy_map_flat(features, relevance, ids, counts, steps)
-        keep, starts = selection.keep.split(segments.lengths), offsets
-    results = []
-    for s in range(len(budgets)):
-        taken = selection.order[s] >= 0
-        order = (selection.order[s][taken] - starts[s]).tolist()
-        results.append((keep[s].nonzero().flatten().tolist(), order, selection.gains[s][taken]))
-    return results
+    inputs = padded.pad(features), padded.pad(relevance), padded.valid
+    selection = greedy_map(*inputs, torch.tensor(budgets), steps)
+    keep = [row[ok] for row, ok in zip(selection.keep, padded.valid, strict=True)]
+    return [_steps(*s) for s in zip(keep, selection.order, selection.gains, strict=True)]
+
+
+def _steps(keep, order, gains):
+    taken = order >= 0
+    return keep.nonzero().flatten().tolist(), order[taken].tolist(), gains[taken]
 
 
 def check_segment(features, relevance, budget, result):
@@ -181,13 +190,12 @@ def test_zero_vectors_are_filled_by_relevance(path):
     assert order == [] and keep == [1, 2, 3]
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_more_steps_than_budgets_change_nothing(path):
+def test_more_steps_than_budgets_change_nothing():
     generator = torch.Generator().manual_seed(6)
     features, relevance = torch.randn(30, 20, generator=generator), torch.ones(30)
     offsets, budgets = [0, 4, 17, 30], [4, 0, 5]
-    exact = select(path, features, relevance, offsets, budgets)
-    padded = select(path, features, relevance, offsets, budgets, max_budget=13)
+    exact = select("torch", features, relevance, offsets, budgets)
+    padded = select("torch", features, relevance, offsets, budgets, max_budget=13)
     assert [result[:2] for result in exact] == [result[:2] for result in padded]
 
 
@@ -203,29 +211,6 @@ def test_permuting_segments_permutes_the_selection(path):
         path, features[rows], relevance[rows], [0, 12, 24, 36], [budgets[s] for s in permutation]
     )
     assert [result[:2] for result in moved] == [plain[s][:2] for s in permutation]
-
-
-def test_flat_segments_need_not_be_contiguous():
-    generator = torch.Generator().manual_seed(8)
-    features = torch.randn(24, 30, generator=generator)
-    relevance = 0.1 + torch.rand(24, generator=generator)
-    ids = torch.arange(24) % 2
-    budgets = torch.tensor([4, 6])
-    keep = greedy_map_flat(features, relevance, ids, budgets, 6).keep
-    for s in range(2):
-        kernel = reference_kernel(features[s::2], relevance[s::2])
-        expected = naive_greedy_map(kernel, int(budgets[s]), relevance[s::2].tolist())
-        assert keep[s::2].nonzero().flatten().tolist() == sorted(expected)
-
-
-def test_an_exhausted_segment_does_not_undo_the_choice_of_another():
-    """The one-token segment, once taken, points at token 0 while that is taken."""
-    features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 1.0]])
-    relevance = torch.tensor([0.5, 1.0, 0.9, 1.0])
-    ids, budgets = torch.tensor([0, 0, 0, 1]), torch.tensor([2, 1])
-    selection = greedy_map_flat(features, relevance, ids, budgets, 2)
-    assert selection.keep.tolist() == [True, True, False, True]
-    assert selection.order.tolist() == [[1, 0], [3, -1]]
 
 
 def test_no_budget_at_all():

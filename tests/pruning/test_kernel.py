@@ -1,12 +1,7 @@
 import pytest
 import torch
 
-from vllm_dpp.pruning.kernel import (
-    conditioned_kernel,
-    conditioned_rows,
-    similarity,
-    unit_rows,
-)
+from vllm_dpp.pruning.kernel import conditioned_kernel, similarity, unit_rows
 
 from .helpers import reference_kernel
 
@@ -20,14 +15,25 @@ def features():
 def test_kernels_follow_their_definitions(features, dtype):
     features = features.to(dtype)
     relevance = torch.rand(2, 7, generator=torch.Generator().manual_seed(1))
-    kernel, rows = conditioned_kernel(features, relevance), conditioned_rows(features, relevance)
-    assert kernel.dtype == rows.dtype == torch.float32
+    kernel = conditioned_kernel(features, relevance)
+    assert kernel.dtype == torch.float32
     for s in range(2):
         expected = reference_kernel(features[s], relevance[s]).float()
         torch.testing.assert_close(kernel[s], expected, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(rows[s] @ rows[s].T, expected, rtol=1e-5, atol=1e-6)
         plain = reference_kernel(features[s], torch.ones(7)).float()
         torch.testing.assert_close(similarity(features[s]), plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [95, 96, 97, 200, 384])
+def test_kernels_formed_in_blocks_are_whole(n):
+    generator = torch.Generator().manual_seed(n)
+    features = torch.randn(2, n, 40, generator=generator)
+    relevance = torch.rand(2, n, generator=generator)
+    kernel = conditioned_kernel(features, relevance)
+    torch.testing.assert_close(kernel, kernel.mT, rtol=1e-6, atol=0)
+    for s in range(2):
+        expected = reference_kernel(features[s], relevance[s]).float()
+        torch.testing.assert_close(kernel[s], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_unit_rows(features):
@@ -46,5 +52,4 @@ def test_zero_rows_stay_zero():
 def test_inputs_are_left_alone(features):
     before = features.clone()
     conditioned_kernel(features, torch.ones(2, 7))
-    conditioned_rows(features, torch.ones(2, 7))
     assert torch.equal(features, before)

@@ -3,8 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_dpp.pruning import PruningConfig, scene_segment_ids, segment_offsets
-from vllm_dpp.pruning.segments import pad_segments
+from vllm_dpp.pruning import PruningConfig, Segments, scene_offsets, segment_offsets
+from vllm_dpp.pruning.segments import padded_batches
 
 
 @pytest.mark.parametrize(
@@ -57,18 +57,17 @@ def test_scene_cuts_are_found_where_planted(dtype):
         torch.tensor(lengths) * 6, dim=0
     )
     features = scenes + 0.1 * torch.randn(scenes.shape, generator=generator)
-    ids = scene_segment_ids(features.to(dtype), 6, 4)
-    expected = [scene for scene, length in enumerate(lengths) for _ in range(6 * length)]
-    assert ids.dtype == torch.int64
-    assert ids.tolist() == expected
+    offsets = scene_offsets(features.to(dtype), 6, 4)
+    assert offsets.dtype == torch.int64
+    assert offsets.tolist() == [0, 18, 24, 48, 60]
 
 
 def test_scene_ties_cut_earliest_and_clamp_to_the_slices():
     same = torch.ones(8, 3)
-    assert scene_segment_ids(same, 2, 3).tolist() == [0, 0, 1, 1, 2, 2, 2, 2]
-    assert scene_segment_ids(same, 2, 9).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert scene_segment_ids(same, 8, 4).tolist() == [0] * 8
-    assert scene_segment_ids(same[:0], 2, 4).tolist() == []
+    assert scene_offsets(same, 2, 3).tolist() == [0, 2, 4, 8]
+    assert scene_offsets(same, 2, 9).tolist() == [0, 2, 4, 6, 8]
+    assert scene_offsets(same, 8, 4).tolist() == [0, 8]
+    assert scene_offsets(same[:0], 2, 4).tolist() == [0]
 
 
 @pytest.mark.parametrize(
@@ -82,13 +81,44 @@ def test_scene_ties_cut_earliest_and_clamp_to_the_slices():
 )
 def test_scene_errors(shape, tokens_per_slice, num_segments, message):
     with pytest.raises(ValueError, match=message):
-        scene_segment_ids(torch.ones(shape), tokens_per_slice, num_segments)
+        scene_offsets(torch.ones(shape), tokens_per_slice, num_segments)
 
 
-@pytest.mark.parametrize("offsets", [[0, 3, 4, 9], [0, 4, 8], [0, 5]])
-def test_padding_holds_every_token_once(offsets):
-    padded = pad_segments(offsets, torch.device("cpu"))
-    assert padded.positions[padded.valid].tolist() == list(range(offsets[-1]))
+CPU = torch.device("cpu")
+
+
+def only_on_device(offsets):
+    """The same segments as if the host did not know their lengths, only a bound on the longest."""
+    known = Segments.between(offsets, CPU)
+    return Segments(known.offsets, None, known.longest + 1)
+
+
+@pytest.mark.parametrize("max_kernel_bytes", [1, 200, 1 << 28])
+@pytest.mark.parametrize("offsets", [[0, 3, 4, 9], [0, 4, 8], [0, 5], [0, 0, 2, 2]])
+@pytest.mark.parametrize("make", [lambda o: Segments.between(o, CPU), only_on_device])
+def test_padded_batches_hold_every_token_once(make, offsets, max_kernel_bytes):
+    segments = make(offsets)
     values = torch.arange(offsets[-1] * 2).view(-1, 2)
-    assert torch.equal(padded.pad(values)[padded.valid], values)
-    assert padded.valid.sum(dim=1).tolist() == padded.lengths
+    seen, batches = [], list(padded_batches(segments, offsets[-1], max_kernel_bytes))
+    for batch, padded in batches:
+        assert torch.equal(padded.valid.sum(dim=1), segments.device_lengths[batch])
+        seen += padded.positions[padded.valid].tolist()
+        assert torch.equal(padded.pad(values)[padded.valid], values[padded.positions[padded.valid]])
+        size, length = padded.valid.shape
+        assert size == 1 or size * length**2 * 4 <= max_kernel_bytes
+    assert seen == list(range(offsets[-1]))
+    if max_kernel_bytes == 1 << 28:
+        assert len(batches) == 1
+
+
+def test_equal_segments_are_not_copied():
+    segments = Segments.between([0, 4, 8, 12], CPU)
+    values = torch.rand(12, 5)
+    for _, padded in padded_batches(segments, 12, 130):
+        assert padded.pad(values).untyped_storage().data_ptr() == values.data_ptr()
+
+
+def test_lengths_are_read_from_the_device_where_only_it_knows_them():
+    segments = only_on_device([0, 3, 4, 9])
+    assert segments.lengths is None and segments.read_lengths() == [3, 1, 5]
+    assert len(segments) == 3 and segments.starts.tolist() == [0, 3, 4]

@@ -2,22 +2,28 @@
 
 from vllm_dpp.pruning.budget import num_kept, share_by_length, share_by_weight
 from vllm_dpp.pruning.config import PruningConfig
+from vllm_dpp.pruning.low_rank import project
+from vllm_dpp.pruning.mass import relevance_mass, spectral_mass
 from vllm_dpp.pruning.naive import naive_greedy_map, naive_keep_indices
 from vllm_dpp.pruning.pruner import VideoTokens, keep_indices
 from vllm_dpp.pruning.relevance import normalize_relevance, question_attention
-from vllm_dpp.pruning.segments import scene_segment_ids, segment_offsets
+from vllm_dpp.pruning.segments import Segments, scene_offsets, segment_offsets
 
 __all__ = [
     "PruningConfig",
+    "Segments",
     "VideoTokens",
     "keep_indices",
     "naive_greedy_map",
     "naive_keep_indices",
     "normalize_relevance",
     "num_kept",
+    "project",
     "question_attention",
-    "scene_segment_ids",
+    "relevance_mass",
+    "scene_offsets",
     "segment_offsets",
     "share_by_length",
     "share_by_weight",
+    "spectral_mass",
 ]

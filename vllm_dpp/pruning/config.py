@@ -15,7 +15,7 @@ from vllm_dpp.pruning.checks import (
 SegmentBy = Literal["slices", "count", "scene", "one"]
 RelevanceSource = Literal["question", "none"]
 RelevanceSign = Literal["positive", "negative"]
-BudgetRule = Literal["length", "relevance"]
+BudgetRule = Literal["length", "relevance", "spectrum"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +39,12 @@ class PruningConfig:
             CDPruner's own, those of low attention.
         relevance_floor: lower end of the softened relevance, in [0, 1]: 0 uses the min-max
             normalised relevance as it is, 1 ignores relevance.
-        budget: how the kept tokens are shared among segments: by "length", or by the sum of
-            "relevance" in each.
+        budget: how the kept tokens are shared among segments: by "length", by the sum of
+            "relevance" in each, or by "spectrum", which is how many distinct directions each holds.
+        projection_dim: measure similarity after a random projection to this many dimensions, at
+            least 1: faster for long segments, but approximate. None is exact.
+        max_kernel_bytes: bound on the float32 kernels held at once, at least 1; a segment of n
+            tokens takes 4 n², and one is always held.
 
     Raises:
         ValueError: a field has a wrong type or lies outside its range.
@@ -54,6 +58,8 @@ class PruningConfig:
     relevance_sign: RelevanceSign = "positive"
     relevance_floor: float = 0.1
     budget: BudgetRule = "length"
+    projection_dim: int | None = None
+    max_kernel_bytes: int = 1 << 28
 
     def __post_init__(self) -> None:
         require_ratio("retention_ratio", self.retention_ratio)
@@ -64,6 +70,9 @@ class PruningConfig:
         require_choice("relevance_sign", self.relevance_sign, get_args(RelevanceSign))
         require_unit_interval("relevance_floor", self.relevance_floor)
         require_choice("budget", self.budget, get_args(BudgetRule))
+        if self.projection_dim is not None:
+            require_integer("projection_dim", self.projection_dim, minimum=1)
+        require_integer("max_kernel_bytes", self.max_kernel_bytes, minimum=1)
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:

@@ -17,8 +17,6 @@ from torch import Tensor
 from vllm_dpp.pruning.kernel import (
     RANK_TOLERANCE,
     conditioned_kernel,
-    conditioned_rows,
-    initial_gains,
 )
 
 _TAKEN = -torch.inf  # gain of what cannot be selected: taken tokens and padding
@@ -29,7 +27,8 @@ class Selection(NamedTuple):
 
     Args:
         keep: bool in the layout of the input, True on the tokens kept.
-        order: [S, max_budget] int64 token taken at each greedy step, -1 where a segment idled.
+        order: [S, max_budget] int64 place in its segment of the token taken at each greedy step, -1
+            where a segment idled.
         gains: [S, max_budget] float32 marginal gain of each step, 0 where a segment idled.
     """
 
@@ -82,49 +81,7 @@ def greedy_map_of_kernel(
         gains_as_row.addcmul_(new_rows[step], new_rows[step], value=-1)
         marginal_gain.scatter_(1, columns[step], _TAKEN)
     keep = steps.taken(valid)
-    return steps.selection(_fill_by_relevance(keep, relevance, valid, budgets))
-
-
-def greedy_map_flat(
-    features: Tensor, relevance: Tensor, segment_ids: Tensor, budgets: Tensor, max_budget: int
-) -> Selection:
-    """Select in segments whose boundaries only the device knows.
-
-    Kernel rows are formed when a token is taken, so nothing of size N x N is held. Every step
-    costs a product of all N rows with S of them.
-
-    Args:
-        features: [N, D] float.
-        relevance: [N] float32, >= 0.
-        segment_ids: [N] int64 in [0, S), in any order.
-        budgets: [S] int64 tokens to keep, each at most the tokens of its segment.
-        max_budget: at least the largest budget: the number of steps.
-
-    Returns:
-        `keep` [N] with exactly `budgets` per segment, and the greedy steps.
-    """
-    rows = conditioned_rows(features, relevance)
-    num_segments = len(budgets)
-    member = segment_ids == torch.arange(num_segments, device=rows.device)[:, None]
-    marginal_gain = initial_gains(torch.linalg.vector_norm(features.float(), dim=1), relevance)
-    cholesky_rows = rows.new_zeros(max_budget, len(rows))
-    largest_gain = marginal_gain.where(member, _TAKEN).amax(dim=1)
-    steps = _Steps(largest_gain, budgets, max_budget)
-    for step in range(max_budget):
-        steps.take(step, marginal_gain.where(member, _TAKEN))
-        token = steps.tokens[step]
-        earlier = cholesky_rows[:step]
-        products = (rows[token] @ rows.mT).addmm(earlier[:, token].mT, earlier, alpha=-1)
-        products *= steps.inverse_roots[step][:, 0]
-        row = products.gather(0, segment_ids.unsqueeze(0)).squeeze(0)
-        cholesky_rows[step] = row
-        marginal_gain.addcmul_(row, row, value=-1)
-        # Segments with nothing left all point at token 0: the minimum lets no idle one undo it.
-        taken = torch.where(steps.active[step], _TAKEN, torch.inf)
-        marginal_gain.scatter_reduce_(0, token, taken, "amin")
-    keep = member & marginal_gain.isneginf()
-    keep = _fill_by_relevance(keep, relevance.expand_as(member), member, budgets)
-    return steps.selection(keep.any(dim=0))
+    return steps.selection(fill_by_relevance(keep, relevance, valid, budgets))
 
 
 class _Steps:
@@ -170,8 +127,8 @@ class _Steps:
         return Selection(keep, order.T, self.gains.where(self.active, self._none).T)
 
 
-def _fill_by_relevance(keep: Tensor, relevance: Tensor, valid: Tensor, budgets: Tensor) -> Tensor:
-    """Add to `keep` [S, n] the most relevant other tokens until every budget is met."""
+def fill_by_relevance(keep: Tensor, relevance: Tensor, valid: Tensor, budgets: Tensor) -> Tensor:
+    """Add to `keep` [S, n] the most relevant other tokens until every budget [S] is met."""
     candidates = relevance.masked_fill(keep | ~valid, _TAKEN)
     by_relevance = candidates.argsort(dim=1, descending=True, stable=True)
     places = torch.arange(keep.shape[1], device=keep.device).expand_as(keep)

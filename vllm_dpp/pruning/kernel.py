@@ -12,14 +12,15 @@ from torch import Tensor
 # tokens repeat and 3e-6 where up to 1,024 are mixtures of 512.
 RANK_TOLERANCE = 1e-5
 
-_NORM_EPSILON = 1e-8
+NORM_EPSILON = 1e-8
+_BLOCK = 96  # rows of a block of products on a CPU
 
 
 def unit_rows(features: Tensor) -> Tensor:
     """Rows scaled to length 1, [..., D] float32; a zero row stays zero."""
     rows = features.float()
     norm: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return rows / (norm + _NORM_EPSILON)
+    return rows / (norm + NORM_EPSILON)
 
 
 def initial_gains(norm: Tensor, relevance: Tensor) -> Tensor:
@@ -28,17 +29,7 @@ def initial_gains(norm: Tensor, relevance: Tensor) -> Tensor:
     Exactly r² but for rows near zero, so that tokens of equal relevance tie exactly, which
     products of rounded rows would not.
     """
-    return (relevance.float() * (norm / (norm + _NORM_EPSILON))).square()
-
-
-def conditioned_rows(features: Tensor, relevance: Tensor) -> Tensor:
-    """Unit rows times their relevance, [..., n, D] float32, whose Gram matrix is L.
-
-    Args:
-        features: [..., n, D] float.
-        relevance: [..., n] float, >= 0.
-    """
-    return unit_rows(features) * relevance.float().unsqueeze(-1)
+    return (relevance.float() * (norm / (norm + NORM_EPSILON))).square()
 
 
 def similarity(features: Tensor) -> Tensor:
@@ -47,15 +38,34 @@ def similarity(features: Tensor) -> Tensor:
 
 
 def conditioned_kernel(features: Tensor, relevance: Tensor) -> Tensor:
-    """The kernel L = diag(r) S diag(r), [..., n, n] float32; arguments as `conditioned_rows`.
+    """The kernel L = diag(r) S diag(r), [..., n, n] float32.
 
     The products are taken before the rows are scaled: their diagonal holds the squared norms,
     which saves two passes over the features. Norms up to 1e19 are safe.
+
+    Args:
+        features: [..., n, D] float.
+        relevance: [..., n] float, >= 0.
     """
-    rows = features.float()
-    products = rows @ rows.mT
+    products = _gram(features.float())
     norm = products.diagonal(dim1=-2, dim2=-1).sqrt()
-    scale = relevance.float() / (norm + _NORM_EPSILON)
+    scale = relevance.float() / (norm + NORM_EPSILON)
     kernel = products.mul_(scale.unsqueeze(-1)).mul_(scale.unsqueeze(-2))
     kernel.diagonal(dim1=-2, dim2=-1).copy_(initial_gains(norm, relevance))
     return kernel
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """Products of rows [..., n, D] with one another, [..., n, n].
+
+    On a CPU, where products take the time, only the blocks on and under the diagonal are formed.
+    """
+    length = rows.shape[-2]
+    if rows.device.type != "cpu" or length <= _BLOCK:
+        return rows @ rows.mT
+    products = rows.new_empty(*rows.shape[:-1], length)
+    for start in range(0, length, _BLOCK):
+        block = slice(start, min(start + _BLOCK, length))
+        products[..., block, : block.stop] = rows[..., block, :] @ rows[..., : block.stop, :].mT
+        products[..., :start, block] = products[..., block, :start].mT
+    return products

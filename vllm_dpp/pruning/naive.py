@@ -71,6 +71,8 @@ def _keep_video(video: "VideoTokens", config: "PruningConfig") -> list[int]:
     weights = [float(length) for length in lengths]
     if config.budget == "relevance":
         weights = [math.fsum(relevance[i] for i in segment) for segment in segments]
+    elif config.budget == "spectrum":
+        weights = [_spectral_mass(features[s], [relevance[i] for i in s]) for s in segments]
     keep: list[int] = []
     budgets = naive_shares(video.num_kept, weights, lengths)
     for segment, budget in zip(segments, budgets, strict=True):
@@ -163,6 +165,12 @@ def _cuts(features: Tensor, num_slices: int, config: "PruningConfig") -> list[in
         cosines.append(float(before @ after / lengths))
     by_similarity = sorted(range(len(cosines)), key=lambda t: cosines[t])
     return [t + 1 for t in by_similarity[: count - 1]]
+
+
+def _spectral_mass(features: Tensor, relevance: list[float]) -> float:
+    """The expected size of a set drawn from the DPP, from the eigenvalues of its kernel."""
+    eigenvalues = torch.linalg.eigvalsh(_kernel(features, relevance)).clamp(min=0).tolist()
+    return math.fsum(value / (1 + value) for value in eigenvalues)
 
 
 def _kernel(features: Tensor, relevance: list[float]) -> Tensor:

@@ -9,14 +9,11 @@ from torch import Tensor
 from vllm_dpp.pruning.budget import share_by_length, share_by_weight
 from vllm_dpp.pruning.checks import require_integer
 from vllm_dpp.pruning.config import PruningConfig
-from vllm_dpp.pruning.greedy_map import greedy_map, greedy_map_flat
+from vllm_dpp.pruning.low_rank import project
+from vllm_dpp.pruning.mass import relevance_mass, spectral_mass
 from vllm_dpp.pruning.relevance import normalize_relevance
-from vllm_dpp.pruning.segments import (
-    pad_segments,
-    scene_segment_ids,
-    segment_offsets,
-    to_device,
-)
+from vllm_dpp.pruning.segments import Segments, scene_offsets, segment_offsets, to_device
+from vllm_dpp.pruning.select import Backend, SegmentedTokens, select
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,43 +66,66 @@ class VideoTokens:
 
 
 def keep_indices(
-    videos: Sequence[VideoTokens], config: PruningConfig, *, validate: bool = False
+    videos: Sequence[VideoTokens],
+    config: PruningConfig,
+    *,
+    validate: bool = False,
+    backend: Backend | None = None,
 ) -> list[Tensor]:
     """Choose the tokens of each video that are kept.
 
     Every video keeps exactly its `num_kept` tokens, and what it keeps depends on nothing but
-    itself and `config`. Nothing is read on the host, so nothing waits for the device.
+    itself and `config`. On a GPU nothing is read on the host, so nothing waits for the device.
 
     Args:
         videos: the videos; `num_kept` is taken from each, not from `config.retention_ratio`.
         config: how segments, relevance and budgets are formed.
         validate: also check that all values are finite, which waits for the device. Without it
             NaN or infinity still gives `num_kept` distinct tokens, but not meaningful ones.
+        backend: how to select, see `select`; None takes the fastest that the device has.
 
     Returns:
         Per video [num_kept] int64 token indices, ascending, on the device of its features.
 
     Raises:
-        ValueError: `validate` is set and a value is NaN or infinite.
+        ValueError: `validate` is set and a value is NaN or infinite, or the device has no such
+            `backend`.
     """
     if validate:
         for video in videos:
             video.check_finite()
-    return [_keep_indices(video, config) for video in videos]
+    kept = [torch.arange(video.num_kept, device=video.features.device) for video in videos]
+    undecided = [i for i, video in enumerate(videos) if 0 < video.num_kept < len(video.features)]
+    problems = [_segmented(videos[i], config) for i in undecided]
+    for i, keep in zip(undecided, select(problems, config.max_kernel_bytes, backend), strict=True):
+        kept[i] = _indices(keep, videos[i].num_kept)
+    return kept
 
 
-def _keep_indices(video: VideoTokens, config: PruningConfig) -> Tensor:
-    num_tokens = video.features.shape[0]
-    if video.num_kept in (0, num_tokens):
-        return torch.arange(video.num_kept, device=video.features.device)
+def _indices(keep: Tensor, num_kept: int) -> Tensor:
+    """[num_kept] int64 positions of what is kept, ascending.
+
+    Their number is known here, so sorting finds them without a result sized by the data.
+    """
+    positions = torch.arange(len(keep), device=keep.device)
+    return positions.where(keep, len(keep)).sort().values[:num_kept]
+
+
+def _segmented(video: VideoTokens, config: PruningConfig) -> SegmentedTokens:
+    """The video's relevance, segments and budgets."""
     relevance = _relevance(video, config)
-    if config.segment_by == "scene":
-        keep = _keep_scene(video, relevance, config)
-        positions = torch.arange(num_tokens, device=keep.device)
+    segments = _segments(video, config)
+    features = video.features
+    if config.projection_dim is not None:
+        features = project(features, config.projection_dim)
+    max_budget = min(video.num_kept, segments.longest)
+    if config.budget == "length" and segments.lengths is not None:
+        shares = share_by_length(video.num_kept, segments.lengths)
+        budgets, max_budget = to_device(shares, features.device), max(shares)
     else:
-        keep, positions = _keep_padded(video, relevance, config)
-    # The number of kept tokens is known here, so sorting finds them without a data-sized result.
-    return positions.where(keep, num_tokens).flatten().sort().values[: video.num_kept]
+        weights = _budget_weights(features, relevance, segments, config)
+        budgets = share_by_weight(video.num_kept, weights, segments.device_lengths)
+    return SegmentedTokens(features, relevance, segments, budgets, max_budget)
 
 
 def _relevance(video: VideoTokens, config: PruningConfig) -> Tensor:
@@ -115,39 +135,25 @@ def _relevance(video: VideoTokens, config: PruningConfig) -> Tensor:
     return normalize_relevance(video.raw_relevance, config.relevance_sign, config.relevance_floor)
 
 
-def _keep_padded(
-    video: VideoTokens, relevance: Tensor, config: PruningConfig
-) -> tuple[Tensor, Tensor]:
-    """[S, n] bool tokens kept and [S, n] int64 their positions in the video."""
-    offsets = segment_offsets(video.num_slices, video.tokens_per_slice, config)
-    device = video.features.device
-    segments = pad_segments(offsets, device)
-    padded_relevance = segments.pad(relevance)
+def _segments(video: VideoTokens, config: PruningConfig) -> Segments:
+    if config.segment_by == "scene":
+        offsets = scene_offsets(video.features, video.tokens_per_slice, config.num_segments)
+        # Every other segment has at least one slice.
+        longest = (video.num_slices - len(offsets) + 2) * video.tokens_per_slice
+        return Segments(offsets, None, longest)
+    known = segment_offsets(video.num_slices, video.tokens_per_slice, config)
+    return Segments.between(known, video.features.device)
+
+
+def _budget_weights(
+    features: Tensor, relevance: Tensor, segments: Segments, config: PruningConfig
+) -> Tensor:
+    """[S] float64, by which the budget is shared."""
     if config.budget == "length":
-        shares = share_by_length(video.num_kept, segments.lengths)
-        budgets, max_budget = to_device(shares, device), max(shares)
-    else:
-        weights = padded_relevance.where(segments.valid, 0.0).sum(dim=1, dtype=torch.float64)
-        budgets = share_by_weight(video.num_kept, weights, segments.valid.sum(dim=1))
-        max_budget = min(video.num_kept, segments.longest)
-    features = segments.pad(video.features)
-    selection = greedy_map(features, padded_relevance, segments.valid, budgets, max_budget)
-    return selection.keep, segments.positions
-
-
-def _keep_scene(video: VideoTokens, relevance: Tensor, config: PruningConfig) -> Tensor:
-    """[N] bool tokens kept, in segments cut at scene changes."""
-    num_segments = min(config.num_segments, video.num_slices)
-    segment_ids = scene_segment_ids(video.features, video.tokens_per_slice, num_segments)
-    member = segment_ids == torch.arange(num_segments, device=segment_ids.device)[:, None]
-    lengths = member.sum(dim=1)
-    by_relevance = relevance.where(member, 0.0).sum(dim=1, dtype=torch.float64)
-    weights = lengths.double() if config.budget == "length" else by_relevance
-    budgets = share_by_weight(video.num_kept, weights, lengths)
-    # Every other segment has at least one slice.
-    longest = (video.num_slices - num_segments + 1) * video.tokens_per_slice
-    max_budget = min(video.num_kept, longest)
-    return greedy_map_flat(video.features, relevance, segment_ids, budgets, max_budget).keep
+        return segments.device_lengths.double()
+    if config.budget == "relevance":
+        return relevance_mass(relevance, segments)
+    return spectral_mass(features, relevance, segments, config.max_kernel_bytes)
 
 
 def _describe(tensor: Tensor) -> str:

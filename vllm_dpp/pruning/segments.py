@@ -1,11 +1,13 @@
-"""Where a video is cut into segments, and how ragged segments become one padded batch.
+"""Where a video is cut into segments, and how ragged segments become batches.
 
 A video is `num_slices` temporal slices of `tokens_per_slice` tokens each, in order. A segment is
 a run of whole slices.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -33,7 +35,7 @@ def segment_offsets(num_slices: int, tokens_per_slice: int, config: PruningConfi
     require_integer("num_slices", num_slices, minimum=0)
     require_integer("tokens_per_slice", tokens_per_slice, minimum=0)
     if config.segment_by == "scene":
-        raise ValueError("segment_by 'scene' has no fixed offsets: use scene_segment_ids")
+        raise ValueError("segment_by 'scene' has no fixed offsets: use scene_offsets")
     if config.segment_by == "slices":
         cuts = list(range(0, num_slices, config.slices_per_segment))
     else:
@@ -43,7 +45,7 @@ def segment_offsets(num_slices: int, tokens_per_slice: int, config: PruningConfi
     return [cut * tokens_per_slice for cut in (*cuts, num_slices)]
 
 
-def scene_segment_ids(features: Tensor, tokens_per_slice: int, num_segments: int) -> Tensor:
+def scene_offsets(features: Tensor, tokens_per_slice: int, num_segments: int) -> Tensor:
     """Cut a video where adjacent slices are least similar; reads no tensor on the host.
 
     The similarity of two slices is the cosine of their mean features. Ties cut earliest.
@@ -54,7 +56,7 @@ def scene_segment_ids(features: Tensor, tokens_per_slice: int, num_segments: int
         num_segments: segments wanted, >= 1; at most one per slice is made.
 
     Returns:
-        [N] int64 segment of each token: 0, ..., S - 1, ascending, none empty.
+        [S + 1] int64 offsets as those of `segment_offsets`, no segment empty.
 
     Raises:
         ValueError: a count below 1, or features of another shape.
@@ -71,47 +73,97 @@ def scene_segment_ids(features: Tensor, tokens_per_slice: int, num_segments: int
     unit = unit_rows(by_slice.mean(dim=1, dtype=torch.float32))
     similarity = (unit[:-1] * unit[1:]).sum(dim=1)
     num_cuts = max(0, min(num_segments, num_slices) - 1)
-    last_before_cut = similarity.argsort(stable=True)[:num_cuts]
-    starts_segment = torch.zeros(num_slices, dtype=torch.int64, device=features.device)
-    starts_segment.scatter_(0, last_before_cut + 1, 1)
-    slice_ids = starts_segment.cumsum(0)
-    return slice_ids[:, None].expand(-1, tokens_per_slice).flatten()
+    cuts = similarity.argsort(stable=True)[:num_cuts].sort().values + 1
+    ends = cuts.new_tensor([0, num_slices]) if num_slices else cuts.new_zeros(1)
+    return torch.cat([ends[:1], cuts, ends[1:]]) * tokens_per_slice
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """S >= 1 runs of consecutive tokens that together make up N tokens.
+
+    Args:
+        offsets: [S + 1] int64, `cu_seqlens` style.
+        lengths: [S] tokens per segment, or None where only the device knows them.
+        longest: at least the tokens of the longest segment.
+    """
+
+    offsets: Tensor
+    lengths: list[int] | None
+    longest: int
+
+    @classmethod
+    def between(cls, offsets: Sequence[int], device: torch.device) -> Self:
+        """The segments between consecutive offsets known on the host."""
+        lengths = [end - start for start, end in pairwise(offsets)]
+        return cls(to_device(offsets, device), lengths, max(lengths))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def starts(self) -> Tensor:
+        """[S] int64 first token of each segment."""
+        return self.offsets[:-1]
+
+    @property
+    def device_lengths(self) -> Tensor:
+        """[S] int64 tokens of each segment, on the device."""
+        return self.offsets.diff()
+
+    def read_lengths(self) -> list[int]:
+        """`lengths`, from the device where need be, which waits for it."""
+        return self.device_lengths.tolist() if self.lengths is None else self.lengths
 
 
 @dataclass(frozen=True, eq=False)
 class PaddedSegments:
-    """The tokens of S segments side by side, padded to the longest, n tokens.
+    """The tokens of B segments side by side, padded to n tokens.
 
     Args:
-        positions: [S, n] int64, the token at each place; padding repeats some token.
-        valid: [S, n] bool, False on padding.
-        lengths: [S] tokens per segment.
+        positions: [B, n] int64, the token at each place; padding repeats the last token of all.
+        valid: [B, n] bool, False on padding.
+        span: (first, last) token of what the B segments hold, where nothing is padded.
     """
 
     positions: Tensor
     valid: Tensor
-    lengths: list[int]
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest segment, n."""
-        return max(self.lengths)
+    span: tuple[int, int] | None
 
     def pad(self, values: Tensor) -> Tensor:
-        """Gather [N, ...] values per token into [S, n, ...]; a view where nothing is padded."""
-        if min(self.lengths) == self.longest:
-            return values.reshape(len(self.lengths), self.longest, *values.shape[1:])
-        return values[self.positions]
+        """Gather [N, ...] values per token into [B, n, ...]; a view where nothing is padded."""
+        if self.span is None:
+            return values[self.positions]
+        return values[slice(*self.span)].reshape(*self.positions.shape, *values.shape[1:])
 
 
-def pad_segments(offsets: Sequence[int], device: torch.device) -> PaddedSegments:
-    """Lay out the segments between consecutive `offsets` (`cu_seqlens` style, S >= 1)."""
-    lengths = [end - start for start, end in zip(offsets[:-1], offsets[1:], strict=True)]
-    starts = to_device(offsets[:-1], device)
-    ends = to_device(offsets[1:], device)
-    positions = starts[:, None] + torch.arange(max(lengths), device=device)
-    valid = positions < ends[:, None]
-    return PaddedSegments(positions.clamp(max=offsets[-1] - 1), valid, lengths)
+def padded_batches(
+    segments: Segments, num_tokens: int, max_kernel_bytes: int
+) -> Iterator[tuple[slice, PaddedSegments]]:
+    """Consecutive segments, padded, as many at a time as their kernels fit in the memory given.
+
+    Args:
+        segments: of N tokens; none is read on the host.
+        num_tokens: N.
+        max_kernel_bytes: bound on B * n * n float32 of a batch, unless it is one segment.
+
+    Yields:
+        Which of the segments, and these.
+    """
+    per_batch = max(1, max_kernel_bytes // (4 * max(1, segments.longest) ** 2))
+    lengths = segments.lengths
+    for first in range(0, len(segments), per_batch):
+        batch = slice(first, min(first + per_batch, len(segments)))
+        longest, span = segments.longest, None
+        if lengths is not None:
+            longest = max(lengths[batch])
+            if min(lengths[batch]) == longest:
+                start = sum(lengths[:first])
+                span = (start, start + sum(lengths[batch]))
+        places = torch.arange(longest, device=segments.offsets.device)
+        positions = segments.offsets[:-1][batch, None] + places
+        valid = positions < segments.offsets[1:][batch, None]
+        yield batch, PaddedSegments(positions.clamp(max=num_tokens - 1), valid, span)
 
 
 def to_device(values: Sequence[int], device: torch.device) -> Tensor:
