@@ -19,7 +19,7 @@ from vllm_dpp.pruning import compiled
 from vllm_dpp.pruning.checks import require_choice
 from vllm_dpp.pruning.greedy_map import greedy_map
 from vllm_dpp.pruning.kernel import conditioned_kernel
-from vllm_dpp.pruning.segments import Segments, padded_batches
+from vllm_dpp.pruning.segments import Segments, padded_batches, to_device
 
 Backend = Literal["torch", "compiled", "fused"]
 
@@ -46,6 +46,14 @@ class SegmentedTokens:
 def fastest_backend(device: torch.device) -> Backend:
     """The way to select that is used on this device unless another is asked for."""
     return "compiled" if compiled.is_available(device) else "torch"
+
+
+def warm_up(device: torch.device) -> None:
+    """Have the compiler do its work on this device now, so that no request waits for it."""
+    ones = torch.ones(2, 1, device=device)
+    segments = Segments.between([0, 2], device)
+    one = SegmentedTokens(ones, ones[:, 0], segments, to_device([1], device), max_budget=1)
+    select([one], max_kernel_bytes=1 << 20)
 
 
 def select(

@@ -16,6 +16,7 @@ from vllm.config import VllmConfig
 from vllm.model_executor.layers.attention import Attention
 from vllm.sequence import IntermediateTensors
 
+from vllm_dpp.pruning.select import warm_up
 from vllm_dpp.serving.context import PruningContext
 from vllm_dpp.serving.kv_cache import make_compact
 from vllm_dpp.serving.models.selection import VideoSelector
@@ -76,6 +77,7 @@ class SplitDecoder(nn.Module):
         self.__dict__["inner"] = inner
         self.context = context
         self.selector = VideoSelector(context)
+        warm_up(next(inner.parameters()).device)
         split = context.settings.split_layer
         self.relevance_layer = max(split - 1, 0) if self.selector.needs_relevance else split
         for layer in self.layers[split:]:
