@@ -1,6 +1,7 @@
 """The command line. Nothing heavy is imported before a command is chosen."""
 
 import argparse
+import importlib
 import importlib.util
 import inspect
 import os
@@ -8,6 +9,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from vllm_dpp import __version__
 
@@ -70,12 +72,16 @@ def show(argv: Sequence[str]) -> int:
 
 
 def bench(argv: Sequence[str]) -> int:
-    """measure it: `bench throughput`"""
-    parser = argparse.ArgumentParser(prog="vllm-dpp bench", usage="%(prog)s throughput [arguments]")
-    parser.add_argument("benchmark", choices=["throughput"])
-    parser.parse_args(argv[:1])
-    from vllm_dpp.bench.throughput import main
-
+    """measure it: `bench pruner`, `bench throughput`"""
+    parser = argparse.ArgumentParser(
+        prog="vllm-dpp bench",
+        usage="%(prog)s {pruner,throughput} [arguments]",
+        epilog="pruner: the selection alone, against other algorithms; needs PyTorch only. "
+        "throughput: whole engines, against stock vLLM.",
+    )
+    parser.add_argument("benchmark", choices=["pruner", "throughput"])
+    chosen = parser.parse_args(argv[:1]).benchmark
+    main = importlib.import_module(f"vllm_dpp.bench.{chosen}").main
     return main(list(argv[1:])) or 0
 
 
@@ -104,13 +110,16 @@ def _serve_parser() -> argparse.ArgumentParser:
     for field in fields(ServingSettings):
         hint = hints[field.name]
         values = [value for value in get_args(hint) or (hint,) if value is not type(None)]
-        is_choice = get_origin(hint) is Literal
         default = "" if field.default is None else f" (default: {field.default})"
+        if values[0] is bool:
+            form: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+        elif get_origin(hint) is Literal:
+            form = {"choices": values}
+        else:
+            form = {"type": values[0], "metavar": values[0].__name__.upper()}
         group.add_argument(
             flag_of(field.name),
-            type=str if is_choice else values[0],
-            choices=values if is_choice else None,
-            metavar=None if is_choice else values[0].__name__.upper(),
+            **form,
             default=argparse.SUPPRESS,
             help=(descriptions.get(field.name, "") + default).replace("%", "%%"),
         )

@@ -1,5 +1,6 @@
 """Ways to run the engine: compiled, on two ranks, and with the front end's check bypassed."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +13,37 @@ from vllm_dpp.serving.settings import ServingSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
-SETTINGS = ServingSettings(prune_layer=2)
+SETTINGS = ServingSettings(prune_layer=2, slices_per_segment=2)
 RATIO = 0.25
+TENSOR_PARALLEL = {"tensor_parallel_size": 2, "async_scheduling": True}
 
 
 @pytest.mark.parametrize(
-    "engine",
-    [{"enforce_eager": False}, {"tensor_parallel_size": 2, "async_scheduling": True}],
-    ids=["compiled", "tensor parallel"],
+    ("engine", "settings"),
+    [
+        ({"enforce_eager": False}, SETTINGS),
+        (TENSOR_PARALLEL, SETTINGS),
+        (TENSOR_PARALLEL, replace(SETTINGS, shard_selection=True)),
+    ],
+    ids=["compiled", "tensor parallel", "sharded"],
 )
 def test_answers_stay_exact(
-    engine: dict[str, Any], judge: Judge, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    engine: dict[str, Any],
+    settings: ServingSettings,
+    judge: Judge,
+    tiny_checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if "tensor_parallel_size" in engine:
         monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     with engine_host("v1") as host:
-        host.load(tiny_checkpoint, {"prune_layer": SETTINGS.prune_layer}, **engine)
+        host.load(tiny_checkpoint, settings.as_additional_config()["dpp"], **engine)
         args = {"dpp_retention_ratio": RATIO}
         traffic = host.run(
             [Arrival(chat, p, extra_args=args) for chat, p in judge.engine_prompts.items()]
         )
     for chat in judge.engine_prompts:
-        keep = judge.keep(chat, RATIO, SETTINGS.split_layer, SETTINGS)
+        keep = judge.keep(chat, RATIO, settings.split_layer, settings)
         difference = judge.difference(traffic.answers[chat], chat, SETTINGS.split_layer, keep)
         assert difference <= TOLERANCE
     assert traffic.blocks_held == 0

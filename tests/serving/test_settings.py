@@ -28,6 +28,7 @@ def test_missing_section_means_defaults():
         ({"retention_ratio": 0.1, "min_retention_ratio": 0.2}, "below min_retention_ratio"),
         ({"record_dir": 3}, "record_dir"),
         ({"turn_end_token_id": "x"}, "turn_end_token_id"),
+        ({"shard_selection": 1}, "shard_selection must be true or false, got 1"),
         ({"segment_by": "mood"}, "segment_by"),
         ("fast", "must be a mapping"),
     ],

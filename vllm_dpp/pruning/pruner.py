@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from vllm_dpp.pruning.budget import share_by_length, share_by_weight
 from vllm_dpp.pruning.checks import require_integer
@@ -14,6 +15,7 @@ from vllm_dpp.pruning.mass import relevance_mass, spectral_mass
 from vllm_dpp.pruning.relevance import normalize_relevance
 from vllm_dpp.pruning.segments import Segments, scene_offsets, segment_offsets, to_device
 from vllm_dpp.pruning.select import Backend, SegmentedTokens, select
+from vllm_dpp.pruning.sharded import select_sharded
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +73,7 @@ def keep_indices(
     *,
     validate: bool = False,
     backend: Backend | None = None,
+    group: ProcessGroup | None = None,
 ) -> list[Tensor]:
     """Choose the tokens of each video that are kept.
 
@@ -83,6 +86,7 @@ def keep_indices(
         validate: also check that all values are finite, which waits for the device. Without it
             NaN or infinity still gives `num_kept` distinct tokens, but not meaningful ones.
         backend: how to select, see `select`; None takes the fastest that the device has.
+        group: ranks that hold the same videos and share the work; all get the same indices.
 
     Returns:
         Per video [num_kept] int64 token indices, ascending, on the device of its features.
@@ -97,7 +101,11 @@ def keep_indices(
     kept = [torch.arange(video.num_kept, device=video.features.device) for video in videos]
     undecided = [i for i, video in enumerate(videos) if 0 < video.num_kept < len(video.features)]
     problems = [_segmented(videos[i], config) for i in undecided]
-    for i, keep in zip(undecided, select(problems, config.max_kernel_bytes, backend), strict=True):
+    if group is None:
+        masks = select(problems, config.max_kernel_bytes, backend)
+    else:
+        masks = [select_sharded(p, config.max_kernel_bytes, group, backend) for p in problems]
+    for i, keep in zip(undecided, masks, strict=True):
         kept[i] = _indices(keep, videos[i].num_kept)
     return kept
 

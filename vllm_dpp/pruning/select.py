@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vllm_dpp.pruning import compiled
 from vllm_dpp.pruning.checks import require_choice
-from vllm_dpp.pruning.greedy_map import greedy_map
+from vllm_dpp.pruning.greedy_map import Selection, greedy_map, greedy_map_of_kernel
 from vllm_dpp.pruning.kernel import conditioned_kernel
 from vllm_dpp.pruning.segments import Segments, padded_batches, to_device
 
@@ -78,6 +78,23 @@ def select(
     backend = _checked(backend, device) if backend else fastest_backend(device)
     select_one = _select_compiled if backend == "compiled" else _select_torch
     return [select_one(video, max_kernel_bytes) for video in videos]
+
+
+def select_in_kernels(kernel: Tensor, relevance: Tensor, budgets: Tensor) -> Selection:
+    """Select in segments of equal length whose kernels are there already.
+
+    Args:
+        kernel: [S, n, n] float32.
+        relevance: [S, n] float32, >= 0; it orders what is left when the rank is used up.
+        budgets: [S] int64 tokens to keep, each in [0, n].
+
+    Returns:
+        `keep` [S, n] with exactly `budgets` per segment, and the greedy steps.
+    """
+    if compiled.is_available(kernel.device):
+        return compiled.greedy_map_compiled(kernel, relevance, budgets)
+    valid = torch.ones_like(relevance, dtype=torch.bool)
+    return greedy_map_of_kernel(kernel, relevance, valid, budgets, int(budgets.max()))
 
 
 def _checked(backend: Backend, device: torch.device) -> Backend:

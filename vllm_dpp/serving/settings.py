@@ -28,12 +28,15 @@ class ServingSettings(PruningConfig):
         record_dir: Folder for the records that requests with ``dpp_record`` ask for; ``None``
             refuses such requests.
         turn_end_token_id: Token that ends a chat turn; ``None`` takes the model family's.
+        shard_selection: Whether tensor-parallel ranks share out the segments of a video among
+            themselves; otherwise each selects in all of them.
     """
 
     prune_layer: int | None = None
     min_retention_ratio: float = 0.01
     record_dir: str | None = None
     turn_end_token_id: int | None = None
+    shard_selection: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,6 +52,8 @@ class ServingSettings(PruningConfig):
                 f"retention_ratio {self.retention_ratio!r} is below min_retention_ratio {low!r}: "
                 "raise the first or lower the second"
             )
+        if not isinstance(self.shard_selection, bool):
+            raise ValueError(f"shard_selection must be true or false, got {self.shard_selection!r}")
         if self.record_dir is not None and not isinstance(self.record_dir, str):
             raise ValueError(f"record_dir must be a path or null, got {self.record_dir!r}")
 

@@ -4,6 +4,7 @@ No host synchronisation: lengths come from the layout, indices stay on the devic
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +34,8 @@ class VideoSelector:
     def __init__(self, context: PruningContext) -> None:
         self.context = context
         self.select: Select = keep_indices
+        if context.settings.shard_selection and get_tensor_model_parallel_world_size() > 1:
+            self.select = partial(keep_indices, group=get_tp_group().device_group)
 
     @property
     def needs_relevance(self) -> bool:
