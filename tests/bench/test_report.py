@@ -29,18 +29,6 @@ def one_round(seconds: float, **fields) -> Round:
     )
 
 
-@pytest.mark.parametrize(
-    ("percent", "value"), [(0, 1), (50, 2.5), (100, 4), (99, 3.97), (25, 1.75)]
-)
-def test_percentile(percent: float, value: float) -> None:
-    assert report.percentile([4, 1, 3, 2], percent) == pytest.approx(value)
-
-
-def test_percentile_of_nothing() -> None:
-    with pytest.raises(ValueError):
-        report.percentile([], 50)
-
-
 def test_ratios_pair_rounds() -> None:
     # The machine was ten times slower in the second round, for both.
     arm = [one_round(2), one_round(20), one_round(3)]
@@ -102,16 +90,6 @@ def test_capacity_rows() -> None:
         "difference": pytest.approx(-0.2),
     }
     assert rows["peak_prefilled"]["difference"] == 0
-
-
-def test_table_is_aligned() -> None:
-    text = report.table(("arm", "req/s"), [("stock", "1.25"), ("dpp@0.25", "12.50")])
-    assert text.splitlines() == [
-        "arm       req/s",
-        "--------  -----",
-        "stock      1.25",
-        "dpp@0.25  12.50",
-    ]
 
 
 def test_all_tables() -> None:

@@ -15,12 +15,15 @@ import torch
 UNKNOWN = "unknown"
 
 
-def provenance(module: str, arguments: Sequence[str]) -> dict[str, Any]:
+def provenance(
+    module: str, arguments: Sequence[str], packages: Sequence[str] = ()
+) -> dict[str, Any]:
     """Describe this run.
 
     Args:
         module: The module that was run, for the command line.
         arguments: Its arguments; folders are cut from them.
+        packages: Further distributions whose versions matter; absent ones are left out.
 
     Returns:
         A mapping for JSON: ``commit``, ``dirty`` (both ``None`` outside a git checkout),
@@ -30,7 +33,7 @@ def provenance(module: str, arguments: Sequence[str]) -> dict[str, Any]:
     return {
         "commit": commit,
         "dirty": dirty,
-        "versions": _versions(),
+        "versions": _versions() | _installed(packages),
         "machine": machine_class(),
         "command": command_line(module, arguments),
         "utc": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -81,6 +84,11 @@ def _versions() -> dict[str, str]:
         "transformers": _version("transformers"),
         "python": platform.python_version(),
     }
+
+
+def _installed(packages: Sequence[str]) -> dict[str, str]:
+    versions = {name: _version(name) for name in packages}
+    return {name: version for name, version in versions.items() if version != UNKNOWN}
 
 
 def _version(*distributions: str) -> str:

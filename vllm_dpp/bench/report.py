@@ -1,4 +1,4 @@
-"""From rounds to numbers, tables for people and JSON for machines."""
+"""From rounds to numbers, and JSON for machines."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -8,29 +8,9 @@ from typing import Any
 from vllm_dpp.bench.arms import Arm
 from vllm_dpp.bench.capacity import EngineFacts, Prediction, relative_difference
 from vllm_dpp.bench.drive import Round
+from vllm_dpp.bench.summary import Spread, percentile, spread
 
 Rounds = Sequence[Round]
-Spread = tuple[float, float, float]
-"""Median, smallest and largest."""
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """By linear interpolation between the nearest ranks.
-
-    Raises:
-        ValueError: There are no values.
-    """
-    if not values:
-        raise ValueError("no values")
-    ordered = sorted(values)
-    at = (len(ordered) - 1) * percent / 100
-    low = int(at)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (at - low)
-
-
-def spread(values: Sequence[float]) -> Spread:
-    return median(values), min(values), max(values)
 
 
 def ratios(arm: Rounds, stock: Rounds, of: Callable[[Round], float]) -> Spread:
@@ -148,18 +128,3 @@ def arm_as_json(arm: Arm, facts: EngineFacts, rounds: Rounds) -> dict[str, Any]:
     """The raw material of one arm; outputs are left out."""
     raw = [{k: v for k, v in asdict(r).items() if k != "outputs"} for r in rounds]
     return {"arm": asdict(arm), "engine": asdict(facts), "rounds": raw}
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        first, *rest = (
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        )
-        return "  ".join([first, *rest]).rstrip()
-
-    rule = "  ".join("-" * width for width in widths)
-    return "\n".join([line(header), rule, *map(line, rows)])

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vllm_dpp.bench.report import Spread, table
+from vllm_dpp.bench.summary import spread_text, table
 
 MIB = 2**20
 
@@ -66,7 +66,7 @@ def _ratios(results: Mapping[str, dict[str, Any]]) -> str:
         against = result["against_stock"]
         undisturbed = against["undisturbed"]
         last = "-" if undisturbed is None else f"{undisturbed:.3f}"
-        rows.append((name, *(_spread(against[key]) for key in keys), last))
+        rows.append((name, *(spread_text(against[key]) for key in keys), last))
     return table(header, rows)
 
 
@@ -109,8 +109,3 @@ def _selection(selecting: Mapping[str, dict[str, float]]) -> str:
         for name, s in selecting.items()
     ]
     return table(header, rows)
-
-
-def _spread(values: Spread) -> str:
-    middle, low, high = values
-    return f"{middle:.3f} ({low:.3f}..{high:.3f})"
