@@ -58,12 +58,13 @@ def test_throughput_is_the_inverse_of_time() -> None:
     assert against["seconds"] == (0.4, 0.4, 0.4)
 
 
-def test_undisturbed_steps_are_the_fastest_of_all_rounds() -> None:
-    arm = [one_round(9, step_seconds=[2, 9]), one_round(9, step_seconds=[9, 4])]
-    stock = [one_round(9, step_seconds=[1, 3]), one_round(9, step_seconds=[8, 2])]
-    assert report.undisturbed_ratio(arm, stock) == 2
-    other = [one_round(9, step_seconds=[1, 2, 3])] * 2
-    assert report.undisturbed_ratio(other, stock) is None
+def test_steps_are_paired_and_disturbed_ones_do_not_count() -> None:
+    # A first step of 1 s becomes 2, a second of 4 s becomes 6; each is disturbed in one round.
+    arm = [one_round(9, step_seconds=steps) for steps in ([2, 6], [20, 6], [4, 99])]
+    stock = [one_round(9, step_seconds=steps) for steps in ([1, 4], [1, 4], [2, 4])]
+    assert report.paired_ratio(arm, stock) == pytest.approx((1 * 2 + 4 * 1.5) / 5)
+    other = [one_round(9, step_seconds=[1, 2, 3])] * 3
+    assert report.paired_ratio(other, stock) is None
 
 
 def test_equal_share() -> None:

@@ -42,6 +42,36 @@ def test_wrong_outputs_forbid_a_report() -> None:
     assert "dpp-off 99.0 %" in (throughput._wrong_outputs({"dpp-off": 0.99}, "float32") or "")
 
 
+def test_steps_cannot_alternate_where_engines_are_reloaded(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        options.parse(["--alternate-steps", "--reload"])
+    assert "--alternate-steps needs all arms loaded" in capsys.readouterr().err
+
+
+SMALL = (
+    "--model toy:tiny --num-requests 4 --frames 16 --width 112 --output-tokens 4 --repeats 1 "
+    "--kv-cache-mib 8 --max-model-len 512 --max-num-batched-tokens 512"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM")
+def test_alternating_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    output = tmp_path / "result.json"
+    arguments = f"{SMALL} --arms stock dpp-off --alternate-steps --output {output}".split()
+    assert throughput.main(arguments) == 0
+    arms = json.loads(output.read_text())["arms"]
+    assert arms["dpp-off"]["against_stock"]["paired_steps"] > 0
+    assert arms["dpp-off"]["tokens_equal_to_stock"] == 1
+    for arm in arms.values():
+        [done] = arm["rounds"]
+        assert done["seconds"] == pytest.approx(sum(done["step_seconds"]))
+
+
 @pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM")
@@ -50,9 +80,7 @@ def test_small_run(
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     output = tmp_path / "result.json"
-    work = "--model toy:tiny --num-requests 4 --frames 16 --width 112 --output-tokens 4 --repeats 1"
-    limits = "--kv-cache-mib 8 --max-model-len 512 --max-num-batched-tokens 512"
-    arguments = f"{work} {limits} --arms stock evs dpp --output {output}".split()
+    arguments = f"{SMALL} --arms stock evs dpp --output {output}".split()
     assert throughput.main(arguments) == 0
     printed = capsys.readouterr().out
     assert "Throughput" in printed

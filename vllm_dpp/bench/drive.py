@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -131,8 +131,13 @@ class Driver:
         self.engine, self.extra_args, self.timer = engine, extra_args, timer
         self.recorder = ScheduleRecorder(engine.engine_core.engine_core.scheduler)
 
-    def run(self, workload: Workload) -> Round:
-        """Submit everything, then step until all is done. Caches are empty at the start."""
+    def run(self, workload: Workload, wait: Callable[[], object] = lambda: None) -> Round:
+        """Submit everything, then step until all is done. Caches are empty at the start.
+
+        Args:
+            workload: What to submit.
+            wait: Called before each step; its time does not count.
+        """
         prompts = workload.prompts(self.engine.get_tokenizer())
         self._reset()
         done = Round()
@@ -140,7 +145,7 @@ class Driver:
         ids = self._submit(prompts, workload)
         done.submit_seconds = time.perf_counter() - start
         gc.collect()
-        self._step_through(done, ids)
+        self._step_through(done, ids, wait)
         self._read_counts(done)
         return done
 
@@ -169,25 +174,25 @@ class Driver:
             extra_args=self.extra_args,
         )
 
-    def _step_through(self, done: Round, ids: Sequence[str]) -> None:
+    def _step_through(self, done: Round, ids: Sequence[str], wait: Callable[[], object]) -> None:
         first: dict[str, float] = {}
         finished: dict[str, Any] = {}
-        selection_steps, cpu_start = 0.0, time.process_time()
-        start = before = time.perf_counter()
+        selection_steps = 0.0
         while self.engine.has_unfinished_requests():
+            wait()
             passes = 0 if self.timer is None else self.timer.num_passes
+            cpu_start, start = time.process_time(), time.perf_counter()
             outputs = self.engine.step()
-            now = time.perf_counter()
-            done.step_seconds.append(now - before)
+            seconds = time.perf_counter() - start
+            done.cpu_seconds += time.process_time() - cpu_start
+            done.step_seconds.append(seconds)
+            done.seconds += seconds
             if self.timer is not None and self.timer.num_passes > passes:
-                selection_steps += now - before
-            before = now
+                selection_steps += seconds
             for output in outputs:
-                first.setdefault(output.request_id, now - start)
+                first.setdefault(output.request_id, done.seconds)
                 if output.finished:
                     finished[output.request_id] = output
-        done.seconds = before - start
-        done.cpu_seconds = time.process_time() - cpu_start
         done.ttft = [first[i] for i in ids]
         done.prompt_tokens = [len(finished[i].prompt_token_ids) for i in ids]
         done.outputs = [list(finished[i].outputs[0].token_ids) for i in ids]

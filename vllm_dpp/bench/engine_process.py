@@ -26,7 +26,7 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 LOG_LINES = 30
-STOP = "stop"
+STOP, TURN = "stop", b"turn"
 
 
 class EngineError(RuntimeError):
@@ -63,6 +63,17 @@ class EngineProcess:
         self._pipe.send(workload)
         return self._receive()
 
+    def begin(self, workload: Workload) -> None:
+        """Submit one workload; each of its steps then waits for a ``turn``."""
+        self._pipe.send((workload,))
+        self._receive()
+
+    def turn(self) -> Round | None:
+        """Do one step; returns the round after the last."""
+        self._pipe.send(TURN)
+        answer = self._receive()
+        return None if answer == TURN else answer
+
     def stop(self) -> None:
         """End the process. Idempotent."""
         if self._process is None:
@@ -98,8 +109,11 @@ def _serve(pipe: Connection, engine_args: dict[str, Any], arm: Arm, log: str) ->
         start = time.perf_counter()
         driver = _build(engine_args, arm)
         pipe.send(_facts(driver.engine, time.perf_counter() - start))
-        while (workload := pipe.recv()) != STOP:
-            pipe.send(driver.run(workload))
+        while (order := pipe.recv()) != STOP:
+            if isinstance(order, tuple):
+                pipe.send(driver.run(*order, wait=lambda: (pipe.send(TURN), pipe.recv())))
+            else:
+                pipe.send(driver.run(order))
     except EOFError:
         return  # the parent is gone
     except Exception:

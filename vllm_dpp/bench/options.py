@@ -30,6 +30,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--arms names an arm twice")
     if options.repeats < 1 or options.num_requests < 1 or options.output_tokens < 1:
         parser.error("--repeats, --num-requests and --output-tokens must be at least 1")
+    if options.alternate_steps and options.reload:
+        parser.error("--alternate-steps needs all arms loaded at once: leave out --reload")
     return options
 
 
@@ -45,6 +47,12 @@ def _add_work(parser: argparse.ArgumentParser) -> None:
     add("--width", type=int, default=168, help="pixels")
     add("--output-tokens", type=int, default=32, help="tokens that each request generates")
     add("--repeats", type=int, default=3, help="rounds of every arm")
+    add(
+        "--alternate-steps",
+        action="store_true",
+        help="let the arms of a round take turns step by step, not round by round: for differences "
+        "of a few percent",
+    )
     add("--output", type=Path, metavar="FILE.json", help="write all numbers with provenance")
 
 

@@ -18,19 +18,22 @@ def ratios(arm: Rounds, stock: Rounds, of: Callable[[Round], float]) -> Spread:
     return spread([of(a) / of(s) for a, s in zip(arm, stock, strict=True)])
 
 
-def undisturbed_ratio(arm: Rounds, stock: Rounds) -> float | None:
-    """Time of ``arm`` over that of ``stock``, counting every step at its fastest round.
+def paired_ratio(arm: Rounds, stock: Rounds) -> float | None:
+    """Time of ``arm`` over that of ``stock``, step against step.
 
-    Other work on the machine disturbs some steps of some rounds; few steps are disturbed in all.
-    ``None`` where the two do not take the same steps, so that there is nothing to pair.
+    Of every step the median of its ratio over the rounds, weighed by stock's median time: what
+    disturbs the machine in a few steps does not count. It says most where the steps of the arms
+    alternate, so that both meet the same machine. ``None`` where they do not take the same steps.
     """
-    if len({len(r.step_seconds) for r in [*arm, *stock]}) > 1:
+    if len({len(r.step_seconds) for r in [*arm, *stock]}) > 1 or not stock[0].step_seconds:
         return None
-    mine, theirs = (
-        sum(map(min, zip(*(r.step_seconds for r in rounds), strict=True)))
-        for rounds in (arm, stock)
-    )
-    return mine / theirs if theirs else None
+    mine, theirs = ([r.step_seconds for r in rounds] for rounds in (arm, stock))
+    weights = [median(times) for times in zip(*theirs, strict=True)]
+    medians = [
+        median(a / s for a, s in zip(ours, times, strict=True))
+        for ours, times in zip(zip(*mine, strict=True), zip(*theirs, strict=True), strict=True)
+    ]
+    return sum(w * r for w, r in zip(weights, medians, strict=True)) / sum(weights)
 
 
 def equal_share(outputs: Sequence[Sequence[int]], expected: Sequence[Sequence[int]]) -> float:
@@ -96,14 +99,14 @@ def metrics(rounds: Rounds, facts: EngineFacts, sent_prompt_tokens: int) -> dict
 
 
 def against_stock(rounds: Rounds, stock: Rounds) -> dict[str, Any]:
-    """Ratios to stock: median, smallest and largest over rounds; and ``undisturbed_ratio``."""
+    """Ratios to stock: median, smallest and largest over rounds; and ``paired_ratio``."""
     return {
         "throughput": ratios(stock, rounds, lambda r: r.seconds),
         "seconds": ratios(rounds, stock, lambda r: r.seconds),
         "cpu_seconds": ratios(rounds, stock, lambda r: r.cpu_seconds),
         "mean_step_ms": ratios(rounds, stock, lambda r: r.mean_step_ms),
         "steps": ratios(rounds, stock, lambda r: r.steps),
-        "undisturbed": undisturbed_ratio(rounds, stock),
+        "paired_steps": paired_ratio(rounds, stock),
     }
 
 

@@ -59,13 +59,13 @@ def _speed(results: Mapping[str, dict[str, Any]]) -> str:
 
 
 def _ratios(results: Mapping[str, dict[str, Any]]) -> str:
-    header = ("arm", "throughput", "time", "CPU time", "mean step", "steps", "undisturbed steps")
+    header = ("arm", "throughput", "time", "CPU time", "mean step", "steps", "paired steps")
     keys = ("throughput", "seconds", "cpu_seconds", "mean_step_ms", "steps")
     rows = []
     for name, result in results.items():
         against = result["against_stock"]
-        undisturbed = against["undisturbed"]
-        last = "-" if undisturbed is None else f"{undisturbed:.3f}"
+        paired = against["paired_steps"]
+        last = "-" if paired is None else f"{paired:.3f}"
         rows.append((name, *(spread_text(against[key]) for key in keys), last))
     return table(header, rows)
 

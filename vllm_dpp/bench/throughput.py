@@ -64,6 +64,19 @@ class Arms:
             self._running.discard(name)
         return done
 
+    def run_alternating(self, workload: Workload, what: str) -> dict[str, Round]:
+        """One turn of every arm, of which all are running, step by step."""
+        self._progress.set_postfix_str(f"all arms: {what}")
+        done: dict[str, Round] = {}
+        for process in self.processes.values():
+            process.begin(workload)
+        while waiting := [name for name in self.processes if name not in done]:
+            for name in waiting:
+                if (ended := self.processes[name].turn()) is not None:
+                    done[name] = ended
+                    self._progress.update()
+        return done
+
     def stop(self) -> None:
         for process in self.processes.values():
             process.stop()
@@ -92,13 +105,19 @@ def check_outputs(arms: Arms, workload: Workload) -> dict[str, float]:
     }
 
 
-def measure(arms: Arms, workload: Workload, repeats: int) -> dict[str, list[Round]]:
+def measure(
+    arms: Arms, workload: Workload, repeats: int, *, alternate_steps: bool
+) -> dict[str, list[Round]]:
     """``repeats`` rounds of every arm, taking turns; each round has videos of its own."""
     rounds: dict[str, list[Round]] = {name: [] for name in arms.processes}
     for index in range(repeats):
-        for name in rounds:
-            done = arms.run(name, workload.of_round(index), f"round {index + 1} of {repeats}")
-            rounds[name].append(done)
+        work, what = workload.of_round(index), f"round {index + 1} of {repeats}"
+        if alternate_steps:
+            done = arms.run_alternating(work, what)
+        else:
+            done = {name: arms.run(name, work, what) for name in rounds}
+        for name, ended in done.items():
+            rounds[name].append(ended)
     return rounds
 
 
@@ -157,7 +176,9 @@ def main(argv: list[str] | None = None) -> int:
             if problem := _wrong_outputs(equal, arms.facts["stock"].dtype):
                 print(f"error: {problem}; nothing is reported", file=sys.stderr)
                 return 1
-            rounds = measure(arms, workload, options.repeats)
+            rounds = measure(
+                arms, workload, options.repeats, alternate_steps=options.alternate_steps
+            )
     except EngineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
