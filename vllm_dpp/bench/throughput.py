@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from itertools import count
 from statistics import fmean
 from typing import Any
 
@@ -70,8 +71,12 @@ class Arms:
         done: dict[str, Round] = {}
         for process in self.processes.values():
             process.begin(workload)
-        while waiting := [name for name in self.processes if name not in done]:
-            for name in waiting:
+        for step in count():
+            waiting = [name for name in self.processes if name not in done]
+            if not waiting:
+                break
+            first = step % len(waiting)  # nobody is always the first
+            for name in waiting[first:] + waiting[:first]:
                 if (ended := self.processes[name].turn()) is not None:
                     done[name] = ended
                     self._progress.update()
