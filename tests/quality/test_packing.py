@@ -1,0 +1,182 @@
+"""The fast path computes what transformers computes, and packing changes nothing."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("cv2")
+
+from tests.reference.positions import mrope_positions  # noqa: E402
+from tests.reference.prompt import MediaItem  # noqa: E402
+from vllm_dpp.quality import network  # noqa: E402  (needs the modules above)
+from vllm_dpp.quality.batches import Batch, BatchSize, draw_questions, make_batch  # noqa: E402
+from vllm_dpp.quality.learner import Heads, answer_step, decode, to_tensors  # noqa: E402
+from vllm_dpp.quality.model import load_model, save_model  # noqa: E402
+from vllm_dpp.quality.packing import (  # noqa: E402
+    NO_QUESTION,
+    make_prefix,
+    pack_positions,
+    pack_questions,
+    tokenize,
+    tokenizer,
+)
+from vllm_dpp.quality.questions import KINDS, Question, make_questions  # noqa: E402
+from vllm_dpp.quality.render import FPS, render  # noqa: E402
+from vllm_dpp.quality.scene import DENSE, STANDARD, make_scene  # noqa: E402
+from vllm_dpp.quality.words import ANSWERS  # noqa: E402
+from vllm_dpp.toy.video import Frames  # noqa: E402
+
+EQUAL = dict.fromkeys(KINDS, 1.0)
+both_specs = pytest.mark.parametrize("spec", [STANDARD, DENSE], ids=["standard", "dense"])
+
+
+@pytest.fixture(scope="module")
+def processor(tmp_path_factory: pytest.TempPathFactory, model: Any) -> Any:
+    folder = tmp_path_factory.mktemp("quality") / "model"
+    save_model(model, tokenizer(), folder)
+    return transformers.AutoProcessor.from_pretrained(folder)
+
+
+def processed(processor: Any, frames: Frames, text: str) -> Any:
+    """What a user of transformers gives the model."""
+    content = [{"type": "video"}, {"type": "text", "text": text}]
+    prompt = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
+    metadata = {"fps": FPS, "total_num_frames": len(frames)}
+    return processor(
+        text=[prompt],
+        videos=[frames],
+        video_metadata=[metadata],
+        do_sample_frames=False,
+        return_tensors="pt",
+    )
+
+
+@both_specs
+def test_patches_are_the_processors(processor: Any, spec: Any) -> None:
+    frames = render(make_scene(1, spec))
+    theirs = processed(processor, frames, "where is the star?")["pixel_values_videos"]
+    ours = network.patchify(torch.from_numpy(frames[None])).flatten(0, 1)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6)
+
+
+@both_specs
+def test_tokens_and_positions_are_vllms(processor: Any, spec: Any) -> None:
+    scene = make_scene(1, spec)
+    question = make_questions(scene)[0]
+    theirs = processed(processor, render(scene), question.text)
+    pack = pack_questions([question], 40, 1)
+    count = int((pack.question != NO_QUESTION).sum())
+    ids = torch.from_numpy(pack.token_ids[:count])
+    prefix = make_prefix(spec.num_steps)
+    ours = torch.cat([prefix.token_ids, ids])
+    assert ours[:-1].tolist() == theirs["input_ids"][0].tolist()  # our last is the answer
+    positions = pack_positions(prefix, torch.from_numpy(pack.offsets[None, : count - 1]))
+    grid, seconds = theirs["video_grid_thw"][0].tolist(), float(theirs["second_per_grid_ts"][0])
+    span = prefix.video
+    item = MediaItem(
+        "video", span.start, span.stop - span.start, torch.empty(0), tuple(grid), seconds
+    )
+    expected = mrope_positions(  # by vLLM's rule; transformers has another behind a video
+        len(ours) - 1, [item], tokens_per_second=2, spatial_merge_size=2
+    )
+    torch.testing.assert_close(positions[:, 0], expected)
+
+
+def test_logits_are_the_models(processor: Any, model: Any) -> None:
+    scene = make_scene(3)
+    questions = make_questions(scene)[::7]
+    batch = make_batch([scene], [questions], BatchSize(1, 200, 24))
+    packs = to_tensors(batch.packs, torch.device("cpu"))
+    with torch.no_grad():
+        video = network.encode_videos(model, network.patchify(torch.from_numpy(batch.frames)), 1)
+        hidden, _ = decode(model, video, packs)
+        for place, question in enumerate(questions):
+            ours = network.final_logits(model, hidden[0, packs["ask_at"][0, place]])
+            inputs = processed(processor, batch.frames[0], question.text)
+            theirs = model(**inputs, position_ids=positions_of(question)).logits[0, -1]
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+            assert theirs.std() > 0.1
+
+
+def positions_of(question: Question) -> torch.Tensor:
+    """[3, 1, N] int64, by vLLM's rule, without the answer."""
+    pack = pack_questions([question], 40, 1)
+    count = int((pack.question != NO_QUESTION).sum())
+    return pack_positions(
+        make_prefix(STANDARD.num_steps), torch.from_numpy(pack.offsets[None, : count - 1])
+    )
+
+
+def alone(batch: Batch, place: int) -> Batch:
+    """`batch` with the question at `place` only."""
+    question = np.where(batch.packs.question == place, place, NO_QUESTION)
+    answers = np.full_like(batch.packs.answers, NO_QUESTION)
+    answers[:, place] = batch.packs.answers[:, place]
+    return replace(batch, packs=replace(batch.packs, question=question, answers=answers))
+
+
+def test_packed_loss_is_the_mean_of_single_losses(model: Any) -> None:
+    scene = make_scene(4)
+    batch = make_batch([scene], [draw_questions(scene, EQUAL, 6)], BatchSize(1, 120, 6))
+    torch.manual_seed(0)
+    heads = Heads(model.config.text_config.hidden_size)
+    with torch.no_grad():
+        packed = answer_step(model, heads, batch)
+        single = [
+            answer_step(model, heads, alone(batch, place)).parts["answer"]
+            for place in np.nonzero(batch.packs.answers[0] != NO_QUESTION)[0]
+        ]
+    assert len(single) > 3
+    torch.testing.assert_close(packed.parts["answer"], torch.stack(single).mean())
+    assert torch.stack(single).std() > 0.01
+
+
+def test_hidden_layers_hide_the_video(model: Any) -> None:
+    """Hidden in all layers, the answer does not depend on the video at all."""
+    depth = len(model.model.language_model.layers)
+    scenes = [make_scene(4), make_scene(5)]
+    questions = [draw_questions(scenes[0], EQUAL, 6)] * 2
+    batch = make_batch(scenes, questions, BatchSize(2, 120, 6))
+    packs = to_tensors(batch.packs, torch.device("cpu"))
+    with torch.no_grad():
+        video = network.encode_videos(model, network.patchify(torch.from_numpy(batch.frames)), 2)
+        seen, _ = decode(model, video, packs)
+        hidden, _ = decode(model, video, packs, hidden_layers=depth)
+    own = packs["question"][0] != NO_QUESTION
+    assert (seen[0, own] - seen[1, own]).abs().max() > 0.01
+    # The end of the video is a token of the prefix, which does see it.
+    tokens = make_prefix(STANDARD.num_steps).token_ids
+    assert tokens[-1] == tokenize("<|vision_end|>")[0]
+    assert (hidden[0, own] - hidden[1, own]).abs().mean() < (
+        seen[0, own] - seen[1, own]
+    ).abs().mean()
+
+
+def test_every_word_is_one_token() -> None:
+    for answer in ANSWERS:
+        assert len(tokenize(answer)) == 1
+        assert tokenizer().decode(tokenize(answer)) == answer
+    assert len({tokenize(answer) for answer in ANSWERS}) == len(ANSWERS)
+    assert len(tokenize("what colour is the star?")) == 6
+    assert len(tokenize("what colour is the STAR?")) == 10
+
+
+def test_too_small_a_pack_is_refused() -> None:
+    with pytest.raises(ValueError, match="no question fits"):
+        pack_questions(make_questions(make_scene(0)), 5, 2)
+
+
+def test_a_saved_model_comes_back(tmp_path: Path, model: Any) -> None:
+    save_model(model, tokenizer(), tmp_path)
+    loaded, own = load_model(tmp_path)
+    assert own.get_vocab() == transformers.AutoTokenizer.from_pretrained(tmp_path).get_vocab()
+    for name, value in loaded.state_dict().items():
+        torch.testing.assert_close(value, model.state_dict()[name], rtol=0.01, atol=0.01)
+    assert (tmp_path / "model.safetensors").stat().st_size < 10e6

@@ -1,0 +1,128 @@
+"""Training: repeatable, resumable, and it learns."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("cv2")
+pytest.importorskip("matplotlib")
+
+from vllm_dpp.quality import schedule  # noqa: E402  (needs the modules above)
+from vllm_dpp.quality.batches import BatchSize, training_batch  # noqa: E402
+from vllm_dpp.quality.evaluate import (  # noqa: E402
+    Score,
+    held_out_batches,
+    overall,
+    score,
+    table,
+)
+from vllm_dpp.quality.learner import Heads, vision_step  # noqa: E402
+from vllm_dpp.quality.questions import KINDS  # noqa: E402
+from vllm_dpp.quality.scene import SHORTER, STANDARD  # noqa: E402
+from vllm_dpp.quality.train import Trainer, TrainOptions, train  # noqa: E402
+
+SMALL = BatchSize(num_videos=2, num_tokens=60, num_places=6)
+CPU = torch.device("cpu")
+
+
+def test_resumed_training_goes_on_as_if_never_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "VISION_STEPS", 1)
+    options = TrainOptions(seed=3, steps=8, size=SMALL, hidden_layers=2)
+    through = Trainer(options, CPU)
+    with through.feed:
+        losses = []
+        for step in range(6):
+            losses.append(float(through.train_step().loss))
+            if step == 2:
+                through.save_state(tmp_path / "state.pt")
+    resumed = Trainer(options, CPU)
+    resumed.load_state(tmp_path / "state.pt")
+    with resumed.feed:
+        again = [float(resumed.train_step().loss) for _ in range(3)]
+    assert again == losses[3:]
+    assert resumed.accuracies == through.accuracies
+    for one, other in zip(through.parameters, resumed.parameters, strict=True):
+        assert torch.equal(one, other)
+    assert len(set(losses)) == 6
+
+
+def test_a_batch_is_of_seed_and_step() -> None:
+    weights = dict.fromkeys(KINDS, 1.0)
+    one, same = (training_batch(1, 7, STANDARD, SMALL, weights) for _ in range(2))
+    assert (one.frames == same.frames).all()
+    assert (one.packs.token_ids == same.packs.token_ids).all()
+    other = training_batch(1, 8, STANDARD, SMALL, weights)
+    assert (one.packs.token_ids != other.packs.token_ids).any()
+
+
+def test_vision_learns_in_a_few_steps() -> None:
+    trainer = Trainer(TrainOptions(seed=0, size=SMALL), CPU)
+    weights = dict.fromkeys(KINDS, 1.0)
+    batch = training_batch(0, 0, SHORTER, SMALL, weights)
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = 1e-3
+    losses = []
+    for _ in range(12):
+        loss = vision_step(trainer.model, trainer.heads, batch).loss
+        trainer.optimizer.zero_grad()
+        loss.backward()
+        trainer.optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_command_leaves_a_checkpoint_and_its_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "VISION_STEPS", 1)
+    options = TrainOptions(steps=3, size=SMALL, report_every=1, score_every=2, score_videos=4)
+    train(tmp_path, options, CPU, resume=False)
+    model = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
+    assert model.dtype == torch.bfloat16
+    assert model.config.text_config.rms_norm_eps == 1e-6
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if "losses" in r] == [1, 2, 3]
+    assert [r["step"] for r in records if "held_out" in r] == [2, 3]
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    with pytest.raises(ValueError, match="give --resume"):
+        train(tmp_path, options, CPU, resume=False)
+    with pytest.raises(ValueError, match="is missing"):
+        train(tmp_path / "elsewhere", options, CPU, resume=True)
+
+
+def test_schedule() -> None:
+    assert schedule.learning_rate(0, 0.0) < schedule.learning_rate(50, 0.0) < schedule.PEAK_RATE
+    assert schedule.learning_rate(1000, 0.2) == schedule.PEAK_RATE
+    assert schedule.learning_rate(1000, 1.0) == pytest.approx(0.01 * schedule.PEAK_RATE)
+    start = schedule.question_weights(schedule.first_accuracies())
+    assert start["colour"] > 3 * start["twin"]
+    late = schedule.question_weights(dict.fromkeys(KINDS, 0.9) | {"twin": 0.5})
+    assert late["twin"] > 3 * late["colour"] > 0
+
+
+def test_scores_count_every_question(model: object) -> None:
+    batches = list(held_out_batches(STANDARD, 5, SMALL))
+    scores = score(model, iter(batches), floors=True)
+    asked = sum(int((batch.packs.kinds >= 0).sum()) for batch in batches)
+    assert set(scores) == {0, 1, 2, 3}
+    assert all(overall(own).asked == asked for own in scores.values())
+    assert f"{asked:6}" in table(scores, dict.fromkeys(KINDS, 0.1))
+
+
+def test_interval_of_a_score() -> None:
+    low, high = Score(95, 100).interval()
+    assert low == pytest.approx(0.8882, abs=1e-4)  # published examples of Wilson's interval
+    assert high == pytest.approx(0.9785, abs=1e-4)
+    assert Score(0, 10).interval()[0] == pytest.approx(0)
+    assert Score(1, 2) + Score(3, 4) == Score(4, 6)
+
+
+def test_heads_read_words() -> None:
+    heads, embedding = Heads(16), torch.randn(400, 16)
+    assert heads.logits("shape", torch.randn(2, 5, 16), embedding).shape == (2, 5, 11)
+    assert heads.logits("visit", torch.randn(2, 5, 16), embedding).shape == (2, 5, 5)

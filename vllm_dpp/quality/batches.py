@@ -1,0 +1,112 @@
+"""Batches of videos with packed questions: pure functions of seeds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vllm_dpp.quality.labels import CellLabels, label_cells, stack_labels
+from vllm_dpp.quality.packing import Pack, pack_questions
+from vllm_dpp.quality.questions import KINDS, Question, make_questions
+from vllm_dpp.quality.render import render
+from vllm_dpp.quality.scene import Scene, SceneSpec, make_scene
+
+TEST_SEEDS = range(1_000_000)
+"""Seeds of scenes that are never trained on."""
+
+FIRST_TRAINING_SEED = 1_000_000_000
+_SEEDS_PER_RUN = 1_000_000_000
+_VIDEOS_PER_STEP = 1_000
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B videos of one length with a pack of questions each.
+
+    Args:
+        frames: [B, T, H, W, 3] uint8.
+        packs: each field of `Pack`, stacked: [B, Q] or [B, G].
+        labels: each field of `CellLabels`, stacked: [B, V].
+    """
+
+    frames: np.ndarray
+    packs: Pack
+    labels: CellLabels
+
+
+@dataclass(frozen=True)
+class BatchSize:
+    """How large a batch is.
+
+    Args:
+        num_videos: B.
+        num_tokens: Q, tokens of questions per video.
+        num_places: G, most questions per video.
+    """
+
+    num_videos: int = 8
+    num_tokens: int = 224
+    num_places: int = 24
+
+
+def training_seeds(run_seed: int, step: int, num_videos: int) -> list[int]:
+    """Scene seeds of a training step; none is in `TEST_SEEDS` or in another step or run.
+
+    Raises:
+        ValueError: more videos a step, or more steps, than there are seeds for.
+    """
+    if num_videos > _VIDEOS_PER_STEP or step >= _SEEDS_PER_RUN // _VIDEOS_PER_STEP:
+        raise ValueError(f"no seeds for {num_videos} videos in step {step}")
+    first = FIRST_TRAINING_SEED + run_seed * _SEEDS_PER_RUN + step * _VIDEOS_PER_STEP
+    return list(range(first, first + num_videos))
+
+
+def training_batch(
+    run_seed: int, step: int, spec: SceneSpec, size: BatchSize, weights: Mapping[str, float]
+) -> Batch:
+    """Returns the batch of a training step.
+
+    Args:
+        run_seed: seed of the run.
+        step: step of the run.
+        spec: of the videos.
+        size: of the batch.
+        weights: per kind, how often to ask it, relative to the others.
+    """
+    scenes = [make_scene(seed, spec) for seed in training_seeds(run_seed, step, size.num_videos)]
+    asked = [draw_questions(scene, weights, size.num_places) for scene in scenes]
+    return make_batch(scenes, asked, size)
+
+
+def make_batch(
+    scenes: Sequence[Scene], asked: Sequence[Sequence[Question]], size: BatchSize
+) -> Batch:
+    """Renders `scenes` and packs the questions `asked` of each, as many as fit."""
+    packs = [pack_questions(questions, size.num_tokens, size.num_places) for questions in asked]
+    return Batch(
+        frames=np.stack([render(scene) for scene in scenes]),
+        packs=Pack(**{name: np.stack([getattr(p, name) for p in packs]) for name in _PACK}),
+        labels=stack_labels([label_cells(scene) for scene in scenes]),
+    )
+
+
+_PACK = tuple(Pack.__dataclass_fields__)
+
+
+def draw_questions(scene: Scene, weights: Mapping[str, float], count: int) -> list[Question]:
+    """Draws up to `count` different questions: a kind by its weight, then any of that kind."""
+    rng = np.random.default_rng((scene.seed, scene.num_steps, 3))
+    by_kind: dict[str, list[Question]] = {}
+    for question in make_questions(scene):
+        by_kind.setdefault(question.kind, []).append(question)
+    for questions in by_kind.values():
+        rng.shuffle(questions)
+    drawn: list[Question] = []
+    while by_kind and len(drawn) < count:
+        kinds = [kind for kind in KINDS if kind in by_kind]
+        odds = np.array([weights[kind] for kind in kinds])
+        kind = kinds[int(rng.choice(len(kinds), p=odds / odds.sum()))]
+        drawn.append(by_kind[kind].pop())
+        if not by_kind[kind]:
+            del by_kind[kind]
+    return drawn

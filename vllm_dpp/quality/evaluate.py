@@ -1,0 +1,177 @@
+"""Accuracy on held-out videos, per kind of question, in plain torch.
+
+python -m vllm_dpp.quality.evaluate --model DIR [--split dense] [--videos 200] [--floors]
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vllm_dpp.quality import network
+from vllm_dpp.quality.batches import TEST_SEEDS, Batch, BatchSize, draw_questions, make_batch
+from vllm_dpp.quality.learner import embed, to_tensors
+from vllm_dpp.quality.model import load_model
+from vllm_dpp.quality.questions import KINDS, chance_levels
+from vllm_dpp.quality.scene import DENSE, STANDARD, SceneSpec, make_scene
+
+SPLITS = {"standard": STANDARD, "dense": DENSE}
+_SIZE = BatchSize()
+
+
+@dataclass(frozen=True)
+class Score:
+    """Right answers of a number of questions."""
+
+    right: int
+    asked: int
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers; NaN without questions."""
+        return self.right / self.asked if self.asked else math.nan
+
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the accuracy (Wilson)."""
+        if not self.asked:
+            return 0.0, 1.0
+        z, n, p = 1.959964, self.asked, self.accuracy
+        centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
+        return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
+
+    def __add__(self, other: "Score") -> "Score":
+        return Score(self.right + other.right, self.asked + other.asked)
+
+
+Scores = dict[str, Score]
+"""Per kind, without kinds that were not asked."""
+
+
+def held_out_batches(spec: SceneSpec, num_videos: int, size: BatchSize = _SIZE) -> Iterator[Batch]:
+    """Batches of the first `num_videos` test videos, all kinds asked equally often if possible."""
+    equal = dict.fromkeys(KINDS, 1.0)
+    seeds = TEST_SEEDS[:num_videos]
+    for first in range(0, num_videos, size.num_videos):
+        scenes = [make_scene(seed, spec) for seed in seeds[first : first + size.num_videos]]
+        asked = [draw_questions(scene, equal, size.num_places) for scene in scenes]
+        yield make_batch(scenes, asked, size)
+
+
+@torch.inference_mode()
+def score(model: Any, batches: Iterator[Batch], floors: bool = False) -> dict[int, Scores]:
+    """Asks `model` everything in `batches`.
+
+    Args:
+        model: a `Qwen2_5_VLForConditionalGeneration` of L layers.
+        batches: of held-out videos.
+        floors: also for every layer K < L, with all video tokens dropped before layer K.
+
+    Returns:
+        Scores by K; L stands for nothing dropped.
+    """
+    depth = len(model.model.language_model.layers)
+    drops = list(range(depth)) if floors else []
+    totals: dict[int, Scores] = {drop: {} for drop in [*drops, depth]}
+    for batch in batches:
+        for drop, right in _answers(model, batch, drops).items():
+            _add(totals[drop], batch, right)
+    return totals
+
+
+def _answers(model: Any, batch: Batch, drops: Sequence[int]) -> dict[int, Tensor]:
+    """By layer of the drop, [B, G] bool right answers."""
+    device = model.device
+    packs = to_tensors(batch.packs, device)
+    frames = torch.from_numpy(batch.frames).to(device)
+    video = network.encode_videos(model, network.patchify(frames), len(frames))
+    hidden, turns, mask = embed(model, video, packs)
+    layers = model.model.language_model.layers
+    text = _text_tokens(hidden.shape[1], video.shape[1], packs["token_ids"].shape[1], device)
+    results = {}
+    for depth, layer in enumerate(layers):
+        if depth in drops:
+            short = hidden[:, text]
+            short_turns = (turns[0][:, :, text], turns[1][:, :, text])
+            short_mask = mask[..., text]
+            for upper in layers[depth:]:
+                short = network.decoder_layer(upper, short, short_turns, short_mask)
+            results[depth] = _right(model, short, packs)
+        hidden = network.decoder_layer(layer, hidden, turns, mask)
+    results[len(layers)] = _right(model, hidden, packs)
+    return results
+
+
+def _text_tokens(length: int, num_video: int, num_questions: int, device: Any) -> Tensor:
+    """Indices of all tokens but the video's, which end one before the questions."""
+    tokens = torch.arange(length, device=device)
+    stop = length - num_questions - 1
+    return tokens[(tokens < stop - num_video) | (tokens >= stop)]
+
+
+def _right(model: Any, hidden: Tensor, packs: dict[str, Tensor]) -> Tensor:
+    own = hidden[:, -packs["token_ids"].shape[1] :]
+    rows = torch.arange(len(own), device=own.device)[:, None]
+    logits = network.final_logits(model, own[rows, packs["ask_at"]])
+    return logits.argmax(-1) == packs["answers"]
+
+
+def _add(scores: Scores, batch: Batch, right: Tensor) -> None:
+    for index, kind in enumerate(KINDS):
+        asked = batch.packs.kinds == index
+        if asked.any():
+            new = Score(int(right.cpu().numpy()[asked].sum()), int(asked.sum()))
+            scores[kind] = scores.get(kind, Score(0, 0)) + new
+
+
+def overall(scores: Scores) -> Score:
+    """All questions together."""
+    return sum(scores.values(), Score(0, 0))
+
+
+def table(scores: dict[int, Scores], chance: dict[str, float]) -> str:
+    """Text: a row per kind; chance, accuracy with its interval, and floors by layer, in %."""
+    full = max(scores)
+    floors = [drop for drop in sorted(scores) if drop != full]
+    lines = [f"{'kind':10}{'n':>6}{'chance':>8}{'right':>8}  95 %        "]
+    lines[0] += "".join(f"{f'K={drop}':>6}" for drop in floors)
+    for kind, own in [*scores[full].items(), ("all", overall(scores[full]))]:
+        low, high = own.interval()
+        guess = f"{100 * chance[kind]:8.1f}" if kind in chance else " " * 8
+        line = f"{kind:10}{own.asked:6}{guess}{100 * own.accuracy:8.1f}"
+        line += f"  {100 * low:5.1f}-{100 * high:5.1f} "
+        for drop in floors:
+            at = overall(scores[drop]) if kind == "all" else scores[drop][kind]
+            line += f"{100 * at.accuracy:6.0f}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command of the module."""
+    parser = argparse.ArgumentParser(prog="python -m vllm_dpp.quality.evaluate")
+    parser.add_argument("--model", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument("--split", choices=sorted(SPLITS), default="standard")
+    parser.add_argument("--videos", type=int, default=200)
+    parser.add_argument("--floors", action="store_true", help="drop the video at every layer")
+    parser.add_argument("--json", type=Path, help="also write the scores here")
+    options = parser.parse_args(arguments)
+    model, _ = load_model(options.model)
+    spec = SPLITS[options.split]
+    scores = score(model, held_out_batches(spec, options.videos), options.floors)
+    chance = chance_levels(spec, range(TEST_SEEDS.stop - 10_000, TEST_SEEDS.stop))
+    print(table(scores, chance))
+    if options.json:
+        plain = {
+            drop: {kind: asdict(x) for kind, x in kinds.items()} for drop, kinds in scores.items()
+        }
+        options.json.write_text(json.dumps({"chance": chance, "scores": plain}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""The loss: answers to packed questions, and auxiliary heads that only training has."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (its usual name)
+from torch import Tensor, nn
+
+from vllm_dpp.quality import network
+from vllm_dpp.quality.batches import Batch
+from vllm_dpp.quality.labels import NUM_CLASSES, CellLabels
+from vllm_dpp.quality.packing import (
+    NO_QUESTION,
+    Pack,
+    attention_mask,
+    hide_video,
+    make_prefix,
+    pack_positions,
+    tokenize,
+)
+from vllm_dpp.quality.scene import NUM_CELLS
+from vllm_dpp.quality.words import COLOUR_NAMES, SHAPES
+from vllm_dpp.toy.tokenizer import TURN_END
+
+SEEN = ("shape", "colour", "row", "column", "time")
+"""Labels that the vision encoder's output must show."""
+
+REMEMBERED = ("last_shape", "visit")
+"""Labels that the decoder's video tokens must show after `MEMORY_LAYERS` layers."""
+
+MEMORY_LAYERS = 2
+SEEN_WEIGHT = 0.3
+REMEMBERED_WEIGHT = 0.3
+TURN_END_WEIGHT = 0.1
+
+
+class Heads(nn.Module):
+    """Linear read-outs of the video tokens. Not part of the saved model.
+
+    Shapes and colours are read with the embeddings of their words, so that a video token and
+    the word for what it shows come to lie close together.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.readout = nn.ModuleDict(
+            {name: nn.Linear(hidden_size, NUM_CLASSES[name]) for name in SEEN + REMEMBERED}
+        )
+        for name in ("shape", "colour"):  # one row, for the cell that shows none
+            self.readout[name] = nn.Linear(hidden_size, 1)
+        self.gain = nn.Parameter(torch.tensor(4.0))
+        for name, words in (("shape", SHAPES), ("colour", COLOUR_NAMES)):
+            ids = torch.tensor([tokenize(word)[0] for word in words])
+            self.register_buffer(f"{name}_words", ids, persistent=False)
+
+    def logits(self, name: str, hidden: Tensor, embedding: Tensor) -> Tensor:
+        """[B, V, classes] of label `name`. `embedding` is the model's, [vocabulary, D]."""
+        if name in REMEMBERED:  # the residual stream's size is free, that of `SEEN` is not
+            hidden = F.rms_norm(hidden, hidden.shape[-1:])
+        own = self.readout[name](hidden)
+        if name not in ("shape", "colour"):
+            return own
+        words = embedding[getattr(self, f"{name}_words")]
+        return torch.cat([self.gain * F.linear(hidden, words), own], -1)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a forward pass gives, before the backward pass.
+
+    Args:
+        loss: [] the sum to be minimised.
+        parts: its parts, by name, without weights.
+        right: [B, G] bool, the answer has the largest logit.
+        asked: [B, G] bool, there is a question.
+    """
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+    right: Tensor
+    asked: Tensor
+
+
+def to_tensors(item: Pack | CellLabels, device: torch.device) -> dict[str, Tensor]:
+    """The arrays of `item` by name, on `device`."""
+    return {
+        field.name: torch.from_numpy(getattr(item, field.name)).to(device) for field in fields(item)
+    }
+
+
+def vision_step(model: Any, heads: Heads, batch: Batch) -> Step:
+    """The vision encoder alone, with its auxiliary losses."""
+    device = heads.gain.device
+    video = _encode(model, batch, device)
+    parts = _head_losses(model, heads, SEEN, video, to_tensors(batch.labels, device))
+    none = torch.zeros(batch.packs.answers.shape, dtype=torch.bool)
+    return Step(torch.stack(list(parts.values())).sum(), parts, none, none)
+
+
+def answer_step(model: Any, heads: Heads, batch: Batch, hidden_layers: int = 0) -> Step:
+    """The whole model: answers and auxiliary losses.
+
+    Args:
+        model: a `Qwen2_5_VLForConditionalGeneration`.
+        heads: read-outs of its video tokens.
+        batch: videos and questions.
+        hidden_layers: in the first so many layers, questions do not see the video.
+    """
+    device = heads.gain.device
+    packs, labels = to_tensors(batch.packs, device), to_tensors(batch.labels, device)
+    video = _encode(model, batch, device)
+    hidden, remembered = decode(model, video, packs, hidden_layers)
+    parts = _head_losses(model, heads, SEEN, video, labels)
+    parts |= _head_losses(model, heads, REMEMBERED, remembered, labels)
+    asked = packs["answers"] != NO_QUESTION
+    rows = torch.arange(len(hidden), device=device)[:, None].expand_as(asked)[asked]
+    columns = packs["ask_at"][asked]
+    logits = network.final_logits(model, hidden[rows, columns])
+    answers = packs["answers"][asked]
+    ends = network.final_logits(model, hidden[rows, columns + 1])
+    parts["answer"] = F.cross_entropy(logits, answers)
+    parts["turn_end"] = F.cross_entropy(ends, torch.full_like(answers, tokenize(TURN_END)[0]))
+    right = torch.zeros_like(asked)
+    right[asked] = logits.argmax(-1) == answers
+    loss = torch.stack([weight_of(name) * part for name, part in parts.items()]).sum()
+    return Step(loss, parts, right, asked)
+
+
+def decode(
+    model: Any, video: Tensor, packs: dict[str, Tensor], hidden_layers: int = 0
+) -> tuple[Tensor, Tensor]:
+    """All layers of the decoder.
+
+    Args:
+        model: a `Qwen2_5_VLForConditionalGeneration`.
+        video: [B, V, D] float, video tokens from the encoder.
+        packs: the questions, as tensors.
+        hidden_layers: as in `answer_step`.
+
+    Returns:
+        [B, Q, D] float, the questions' tokens after the last layer, before the norm; and
+        [B, V, D] float, the video's after `MEMORY_LAYERS`.
+    """
+    hidden, turns, mask = embed(model, video, packs)
+    prefix = make_prefix(video.shape[1] // NUM_CELLS)
+    blind = hide_video(mask, prefix.video) if hidden_layers else mask
+    remembered = hidden
+    for depth, layer in enumerate(model.model.language_model.layers):
+        hidden = network.decoder_layer(
+            layer, hidden, turns, blind if depth < hidden_layers else mask
+        )
+        if depth + 1 == MEMORY_LAYERS:
+            remembered = hidden[:, prefix.video]
+    return hidden[:, len(prefix.token_ids) :], remembered
+
+
+def embed(
+    model: Any, video: Tensor, packs: dict[str, Tensor]
+) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+    """Input of the decoder: [B, P + Q, D] embeddings, rotary turns, and the mask."""
+    prefix = make_prefix(video.shape[1] // NUM_CELLS)
+    shared = prefix.token_ids.to(video.device).expand(len(video), -1)
+    ids = torch.cat([shared, packs["token_ids"]], 1)
+    words = model.model.language_model.embed_tokens(ids)
+    before, after = prefix.video.start, prefix.video.stop
+    hidden = torch.cat([words[:, :before], video, words[:, after:]], 1)
+    turns = network.rotary(model, pack_positions(prefix, packs["offsets"]), hidden)
+    return hidden, turns, attention_mask(packs["question"], len(prefix.token_ids))
+
+
+def weight_of(part: str) -> float:
+    """Weight of a part of the loss."""
+    if part in SEEN:
+        return SEEN_WEIGHT
+    if part in REMEMBERED:
+        return REMEMBERED_WEIGHT
+    return TURN_END_WEIGHT if part == "turn_end" else 1.0
+
+
+def _encode(model: Any, batch: Batch, device: torch.device) -> Tensor:
+    frames = torch.from_numpy(batch.frames).to(device)
+    return network.encode_videos(model, network.patchify(frames), len(frames))
+
+
+def _head_losses(
+    model: Any, heads: Heads, names: tuple[str, ...], hidden: Tensor, labels: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    embedding = model.model.language_model.embed_tokens.weight
+    return {
+        name: F.cross_entropy(
+            heads.logits(name, hidden, embedding).flatten(0, 1), labels[name].flatten()
+        )
+        for name in names
+    }

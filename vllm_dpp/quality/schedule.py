@@ -1,0 +1,77 @@
+"""What changes during training: learning rate, lengths of the videos, odds of the questions."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from vllm_dpp.quality.questions import KINDS
+from vllm_dpp.quality.scene import LONGER, SHORTER, STANDARD, SceneSpec
+
+PEAK_RATE = 2e-3
+WARM_UP_STEPS = 100
+DECAY_FROM = 0.3
+FINAL_SHARE = 0.01
+
+VISION_STEPS = 150
+"""The vision encoder learns alone first: answers cannot be learned from what is not seen."""
+
+_LENGTHS = (STANDARD, SHORTER, STANDARD, LONGER)
+_MEMORY = 0.97
+_LEAST_ERROR = 0.03
+_LOOK_UPS = ("colour", "shape", "where")
+_LEARNED = 0.7
+_RARELY = 0.15
+
+
+def learning_rate(step: int, progress: float) -> float:
+    """Warm-up, then constant, then a cosine from `DECAY_FROM` of the training to its end.
+
+    Args:
+        step: counted from 0.
+        progress: share of the training that is done, in [0, 1].
+    """
+    warm_up = min(1.0, (step + 1) / WARM_UP_STEPS)
+    decayed = max(0.0, (progress - DECAY_FROM) / (1 - DECAY_FROM))
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, decayed)))
+    return PEAK_RATE * warm_up * (FINAL_SHARE + (1 - FINAL_SHARE) * cosine)
+
+
+def lengths(step: int) -> SceneSpec:
+    """Spec of the videos of a step: half of them standard, the others shorter and longer."""
+    return _LENGTHS[step % len(_LENGTHS)]
+
+
+def first_accuracies() -> dict[str, float]:
+    """Running accuracies before training."""
+    return dict.fromkeys(KINDS, 0.0)
+
+
+def update_accuracies(
+    accuracies: Mapping[str, float], right: np.ndarray, kinds: np.ndarray
+) -> dict[str, float]:
+    """Running accuracies after another step.
+
+    Args:
+        accuracies: before it, by kind.
+        right: [B, G] bool.
+        kinds: [B, G] int64, index into `KINDS` or below 0.
+    """
+    updated = dict(accuracies)
+    for index, kind in enumerate(KINDS):
+        asked = kinds == index
+        if asked.any():
+            share = _MEMORY ** float(asked.sum() / len(kinds))
+            updated[kind] = share * updated[kind] + (1 - share) * float(right[asked].mean())
+    return updated
+
+
+def question_weights(accuracies: Mapping[str, float]) -> dict[str, float]:
+    """How often to ask each kind, relative to the others: the more, the worse it is answered.
+
+    Until look-ups are learned, the kinds that build on them are asked rarely.
+    """
+    weights = {kind: 1 - accuracy + _LEAST_ERROR for kind, accuracy in accuracies.items()}
+    if min(accuracies[kind] for kind in _LOOK_UPS) > _LEARNED:
+        return weights
+    return {kind: w if kind in _LOOK_UPS else _RARELY * w for kind, w in weights.items()}
