@@ -8,8 +8,10 @@ from vllm_dpp.pruning import (
     PruningConfig,
     VideoTokens,
     keep_indices,
+    low_rank,
     naive_keep_indices,
 )
+from vllm_dpp.pruning.select import warm_up
 
 from .helpers import ALL_CONFIGS, config_id, random_video
 
@@ -223,3 +225,23 @@ def test_validate_changes_nothing_on_good_input():
 def test_empty_video():
     empty = VideoTokens(torch.zeros(0, 4), torch.zeros(0), 0, 1)
     assert keep_indices([empty], PruningConfig())[0].shape == (0,)
+
+
+@pytest.mark.parametrize("backend", ["torch", "compiled"])
+@each_config
+def test_default_dtype_and_device_do_not_matter(config, backend):
+    """vLLM builds models with defaults of its own."""
+    config = replace(config, projection_dim=40)
+    videos = [random_video(14), replace(random_video(15), raw_relevance=None)]
+    expected = keep_indices(videos, config, backend=backend)
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            low_rank._matrix.cache_clear()
+            warm_up(torch.device("cpu"))
+            got = keep_indices(videos, config, backend=backend)
+    finally:
+        torch.set_default_dtype(dtype)
+    for mine, theirs in zip(got, expected, strict=True):
+        assert torch.equal(mine, theirs)

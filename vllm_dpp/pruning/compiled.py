@@ -43,9 +43,9 @@ def greedy_map_compiled(kernel: Tensor, relevance: Tensor, budgets: Tensor) -> S
     marginal_gain = kernel.diagonal(dim1=1, dim2=2).contiguous()
     # NaN is no number to compare with, so that nothing is taken by its gain.
     threshold = RANK_TOLERANCE * marginal_gain.amax(dim=1) if length else budgets.float()
-    keep = torch.zeros(num_segments, length, dtype=torch.bool)
-    order = torch.full((num_segments, max_budget), -1)
-    gains = torch.zeros(num_segments, max_budget)
+    keep = kernel.new_zeros(num_segments, length, dtype=torch.bool)
+    order = kernel.new_full((num_segments, max_budget), -1, dtype=torch.int64)
+    gains = kernel.new_zeros(num_segments, max_budget)
     arrays = [kernel.contiguous(), marginal_gain, threshold, budgets, keep, order, gains]
     _run(num_segments, length * max_budget**2, [array.numpy() for array in arrays])
     if bool((keep.sum(dim=1) < budgets).any()):

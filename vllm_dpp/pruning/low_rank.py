@@ -38,6 +38,8 @@ def project(features: Tensor, dim: int) -> Tensor:
 @functools.lru_cache(maxsize=4)
 def _matrix(from_dim: int, to_dim: int, device: torch.device) -> Tensor:
     """[from_dim, to_dim] float32, independent normal entries of variance 1 / to_dim."""
-    generator = torch.Generator().manual_seed(0)
-    matrix: Tensor = torch.randn(from_dim, to_dim, generator=generator) / to_dim**0.5
-    return matrix.to(device)
+    generator = torch.Generator("cpu").manual_seed(0)
+    matrix: Tensor = torch.randn(
+        from_dim, to_dim, generator=generator, dtype=torch.float32, device="cpu"
+    )
+    return (matrix / to_dim**0.5).to(device)

@@ -139,7 +139,7 @@ def _segmented(video: VideoTokens, config: PruningConfig) -> SegmentedTokens:
 def _relevance(video: VideoTokens, config: PruningConfig) -> Tensor:
     """[N] float32 relevance, normalised over the whole video."""
     if video.raw_relevance is None or config.relevance == "none":
-        return torch.ones(len(video.features), device=video.features.device)
+        return video.features.new_ones(len(video.features), dtype=torch.float32)
     return normalize_relevance(video.raw_relevance, config.relevance_sign, config.relevance_floor)
 
 

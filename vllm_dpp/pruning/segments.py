@@ -169,5 +169,5 @@ def padded_batches(
 def to_device(values: Sequence[int], device: torch.device) -> Tensor:
     """Copy host integers to an int64 tensor on `device` without waiting for the device."""
     pinned = device.type == "cuda"
-    host = torch.tensor(list(values), dtype=torch.int64, pin_memory=pinned)
+    host = torch.tensor(list(values), dtype=torch.int64, device="cpu", pin_memory=pinned)
     return host.to(device, non_blocking=True)

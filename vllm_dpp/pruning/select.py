@@ -50,7 +50,7 @@ def fastest_backend(device: torch.device) -> Backend:
 
 def warm_up(device: torch.device) -> None:
     """Have the compiler do its work on this device now, so that no request waits for it."""
-    ones = torch.ones(2, 1, device=device)
+    ones = torch.ones(2, 1, dtype=torch.float32, device=device)
     segments = Segments.between([0, 2], device)
     one = SegmentedTokens(ones, ones[:, 0], segments, to_device([1], device), max_budget=1)
     select([one], max_kernel_bytes=1 << 20)
@@ -125,7 +125,7 @@ def _select_torch(video: SegmentedTokens, max_kernel_bytes: int) -> Tensor:
 
 
 def _select_compiled(video: SegmentedTokens, max_kernel_bytes: int) -> Tensor:
-    keep = torch.zeros(len(video.features), dtype=torch.bool)
+    keep = video.features.new_zeros(len(video.features), dtype=torch.bool)
     for batch, tokens in _runs(video.segments.read_lengths(), max_kernel_bytes):
         budgets = video.budgets[batch]
         relevance = video.relevance[tokens].reshape(len(budgets), -1)
