@@ -217,6 +217,9 @@ def test_serving_becomes_the_printed_command(
         (["--help"], 0, "commands:"),
         (["serve", "--help"], 0, "--retention-ratio"),
         (["serve", "model"], 2, "pip install 'vllm-dpp[cuda]'"),
+        (["bench", "pruner", "--help"], 0, "--max-seconds"),
+        (["bench", "pruner", "--arms", "fast"], 2, "error: unknown arm 'fast'"),
+        (["bench", "other"], 2, "choose from"),
     ],
 )
 def test_without_vllm(arguments: list[str], status: int, expected: str) -> None:
