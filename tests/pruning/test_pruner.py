@@ -239,7 +239,7 @@ def test_default_dtype_and_device_do_not_matter(config, backend):
     try:
         with torch.device("meta"):
             low_rank._matrix.cache_clear()
-            warm_up(torch.device("cpu"))
+            warm_up(torch.device("cpu"), 8, torch.float32)
             got = keep_indices(videos, config, backend=backend)
     finally:
         torch.set_default_dtype(dtype)

@@ -27,6 +27,7 @@ One program is one multiprocessor, so a segment of n tokens with k kept takes ab
 """
 
 import importlib.util
+import os
 
 import torch
 from torch import Tensor
@@ -44,11 +45,17 @@ _FEATURES_PER_SUM = 512  # see `gram_kernel`
 _COLUMNS_PER_WARP = 128  # each thread holds four, which is one load of 16 bytes
 _MIN_BLOCK = 128
 _MAX_BLOCK = 2048  # columns held at once; a longer segment is passed over in several parts
+COMPILED_LENGTHS = tuple(1 << power for power in range(7, 12))  # from _MIN_BLOCK to _MAX_BLOCK
 _MAX_SEGMENTS = 65535  # of one launch
 
 
 def is_available(device: torch.device) -> bool:
-    """Whether `greedy_map_fused` runs on `device`: NVIDIA, compute capability 8.0, and Triton."""
+    """Whether `greedy_map_fused` runs on `device`: NVIDIA, compute capability 8.0, and Triton.
+
+    Triton's interpreter runs it on a CPU, to see what it does, not to be fast.
+    """
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+        return importlib.util.find_spec("triton") is not None
     if device.type != "cuda" or torch.version.cuda is None:
         return False
     if torch.cuda.get_device_capability(device) < (8, 0):

@@ -42,4 +42,5 @@ def _matrix(from_dim: int, to_dim: int, device: torch.device) -> Tensor:
     matrix: Tensor = torch.randn(
         from_dim, to_dim, generator=generator, dtype=torch.float32, device="cpu"
     )
-    return (matrix / to_dim**0.5).to(device)
+    matrix = matrix / to_dim**0.5
+    return matrix.to(device)

@@ -9,13 +9,13 @@ All ways give the same tokens up to float32 rounding:
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from vllm_dpp.pruning import compiled
+from vllm_dpp.pruning import compiled, fused
 from vllm_dpp.pruning.checks import require_choice
 from vllm_dpp.pruning.greedy_map import Selection, greedy_map, greedy_map_of_kernel
 from vllm_dpp.pruning.kernel import conditioned_kernel
@@ -45,15 +45,27 @@ class SegmentedTokens:
 
 def fastest_backend(device: torch.device) -> Backend:
     """The way to select that is used on this device unless another is asked for."""
+    if device.type == "cuda" and fused.is_available(device):
+        return "fused"
     return "compiled" if compiled.is_available(device) else "torch"
 
 
-def warm_up(device: torch.device) -> None:
-    """Have the compiler do its work on this device now, so that no request waits for it."""
-    ones = torch.ones(2, 1, dtype=torch.float32, device=device)
-    segments = Segments.between([0, 2], device)
-    one = SegmentedTokens(ones, ones[:, 0], segments, to_device([1], device), max_budget=1)
-    select([one], max_kernel_bytes=1 << 20)
+def warm_up(device: torch.device, dim: int, dtype: torch.dtype) -> None:
+    """Have compilers do their work on this device now, so that no request waits for it.
+
+    Args:
+        device: where selections will run.
+        dim: D of their features.
+        dtype: of their features.
+    """
+    is_fused = fastest_backend(device) == "fused"
+    longest_of_each = fused.COMPILED_LENGTHS if is_fused else (2,)
+    for longest in longest_of_each:
+        features = torch.ones(2, dim, dtype=dtype, device=device)
+        segments = Segments(to_device([0, 2], device), None, longest)
+        relevance = features[:, 0].float()
+        one = SegmentedTokens(features, relevance, segments, to_device([1], device), max_budget=1)
+        select([one], max_kernel_bytes=1 << 28)
 
 
 def select(
@@ -75,7 +87,12 @@ def select(
     if not videos:
         return []
     device = videos[0].features.device
-    backend = _checked(backend, device) if backend else fastest_backend(device)
+    if backend is not None:
+        _require_available(backend, device)
+    elif (backend := fastest_backend(device)) == "fused" and not all(map(_fused_pays, videos)):
+        backend = "torch"
+    if backend == "fused":
+        return _select_fused(videos, max_kernel_bytes)
     select_one = _select_compiled if backend == "compiled" else _select_torch
     return [select_one(video, max_kernel_bytes) for video in videos]
 
@@ -97,14 +114,58 @@ def select_in_kernels(kernel: Tensor, relevance: Tensor, budgets: Tensor) -> Sel
     return greedy_map_of_kernel(kernel, relevance, valid, budgets, int(budgets.max()))
 
 
-def _checked(backend: Backend, device: torch.device) -> Backend:
+def _require_available(backend: Backend, device: torch.device) -> None:
     require_choice("backend", backend, get_args(Backend))
-    if backend == "compiled" and not compiled.is_available(device):
+    lacking = {
+        "compiled": None if compiled.is_available(device) else "a CPU and numba",
+        "fused": None if fused.is_available(device) else "an NVIDIA GPU and Triton",
+    }.get(backend)
+    if lacking:
         raise ValueError(
-            f"backend 'compiled' needs a CPU and numba, got {device}; "
-            "leave it out to take what there is"
+            f"backend {backend!r} needs {lacking}, got {device}; leave it out to take what there is"
         )
-    return backend
+
+
+def _fused_pays(video: SegmentedTokens) -> bool:
+    """Whether one multiprocessor for each segment is enough. An estimate, not measured.
+
+    A step then reads 2 n k bytes at 0.1 TB/s; in PyTorch it takes 30 us of launches at least.
+    """
+    return video.segments.longest * video.max_budget < 1_500_000
+
+
+def _select_fused(videos: Sequence[SegmentedTokens], max_kernel_bytes: int) -> list[Tensor]:
+    """All videos at once, if their features are alike."""
+    if len({(v.features.shape[1], v.features.dtype) for v in videos}) > 1:
+        return [keep for video in videos for keep in _select_fused([video], max_kernel_bytes)]
+    together = _concatenated(videos)
+    features = together.features
+    keep = fused.greedy_map_fused(
+        features.float() if features.dtype == torch.float64 else features,
+        together.relevance,
+        together.segments.offsets,
+        together.budgets,
+        together.segments.longest,
+        together.max_budget,
+        max_kernel_bytes=max_kernel_bytes,
+    ).keep
+    return list(torch.split(keep, [len(video.features) for video in videos]))
+
+
+def _concatenated(videos: Sequence[SegmentedTokens]) -> SegmentedTokens:
+    """The tokens and segments of videos of one width, one after the other."""
+    if len(videos) == 1:
+        return videos[0]
+    starts = accumulate((len(video.features) for video in videos), initial=0)
+    offsets = [v.segments.offsets + at for v, at in zip(videos, starts, strict=False)]
+    cuts = [*(each[:-1] for each in offsets), offsets[-1][-1:]]
+    return SegmentedTokens(
+        torch.cat([video.features for video in videos]),
+        torch.cat([video.relevance for video in videos]),
+        Segments(torch.cat(cuts), None, max(video.segments.longest for video in videos)),
+        torch.cat([video.budgets for video in videos]),
+        max(video.max_budget for video in videos),
+    )
 
 
 def _select_torch(video: SegmentedTokens, max_kernel_bytes: int) -> Tensor:
@@ -130,9 +191,14 @@ def _select_compiled(video: SegmentedTokens, max_kernel_bytes: int) -> Tensor:
         budgets = video.budgets[batch]
         relevance = video.relevance[tokens].reshape(len(budgets), -1)
         features = video.features[tokens].reshape(*relevance.shape, -1)
-        kernel = conditioned_kernel(features, relevance)
-        keep[tokens] = compiled.greedy_map_compiled(kernel, relevance, budgets).keep.flatten()
+        keep[tokens] = _keep_equal(features, relevance, budgets).flatten()
     return keep
+
+
+def _keep_equal(features: Tensor, relevance: Tensor, budgets: Tensor) -> Tensor:
+    """[S, n] bool; in a function of its own, so that its kernels go before the next ones come."""
+    kernel = conditioned_kernel(features, relevance)
+    return compiled.greedy_map_compiled(kernel, relevance, budgets).keep
 
 
 def _runs(lengths: Sequence[int], max_kernel_bytes: int) -> Iterator[tuple[slice, slice]]:

@@ -77,7 +77,8 @@ class SplitDecoder(nn.Module):
         self.__dict__["inner"] = inner
         self.context = context
         self.selector = VideoSelector(context)
-        warm_up(next(inner.parameters()).device)
+        weight = inner.layers[0].input_layernorm.weight
+        warm_up(weight.device, len(weight), torch.float32)
         split = context.settings.split_layer
         self.relevance_layer = max(split - 1, 0) if self.selector.needs_relevance else split
         for layer in self.layers[split:]:

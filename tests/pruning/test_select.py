@@ -1,0 +1,86 @@
+"""Every way to select gives the same tokens, and says where it cannot be had."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from vllm_dpp.pruning import keep_indices, naive_keep_indices
+from vllm_dpp.pruning.select import select, warm_up
+
+from .helpers import ALL_CONFIGS, config_id, random_video
+
+each_config = pytest.mark.parametrize("config", ALL_CONFIGS, ids=config_id)
+
+# Run by Triton's interpreter, in a process of its own: Triton chooses when it is imported.
+FUSED = """
+import torch
+from tests.pruning.helpers import ALL_CONFIGS, random_video
+from vllm_dpp.pruning import PruningConfig, keep_indices, naive_keep_indices
+from vllm_dpp.pruning.select import warm_up
+
+videos = [
+    random_video(0),
+    random_video(1, num_slices=7, tokens_per_slice=9, num_kept=20),
+    random_video(2, num_kept=0),
+    random_video(3, num_slices=1, tokens_per_slice=4, num_kept=2),
+]
+others = [random_video(4, dtype=dtype, dim=dim) for dtype, dim in
+          [(torch.bfloat16, 48), (torch.float64, 48), (torch.float32, 30)]]
+configs = ALL_CONFIGS[::5]  # the interpreter is slow
+for config in configs:
+    for batch in (videos, [*videos, *others][::-1]):
+        got = [keep.tolist() for keep in keep_indices(batch, config, backend="fused")]
+        assert got == naive_keep_indices(batch, config), config
+    small = PruningConfig(**{**vars(config), "max_kernel_bytes": 1})
+    got = [keep.tolist() for keep in keep_indices(videos, small, backend="fused")]
+    assert got == naive_keep_indices(videos, config), config
+warm_up(torch.device("cpu"), 32, torch.float32)
+print(*(config.segment_by for config in configs))
+"""
+
+
+@each_config
+@pytest.mark.parametrize("backend", ["torch", "compiled"])
+@pytest.mark.parametrize("max_kernel_bytes", [1, 4 * 15**2 * 2, 1 << 28])
+def test_memory_bounds_change_no_token(config, backend, max_kernel_bytes):
+    videos = [random_video(0), random_video(1, num_slices=7, tokens_per_slice=9, num_kept=20)]
+    bounded = replace(config, max_kernel_bytes=max_kernel_bytes)
+    got = [keep.tolist() for keep in keep_indices(videos, bounded, backend=backend)]
+    assert got == naive_keep_indices(videos, config)
+
+
+def test_fused_kernels_select_for_all_videos_at_once():
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, "-c", FUSED],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == {"slices", "count", "scene", "one"}
+
+
+@pytest.mark.parametrize(
+    ("backend", "message"),
+    [
+        ("fast", "backend must be one of 'torch', 'compiled', 'fused', got 'fast'"),
+        ("fused", "backend 'fused' needs an NVIDIA GPU and Triton, got cpu; leave it out"),
+    ],
+)
+def test_backends_that_cannot_be_had(backend, message):
+    with pytest.raises(ValueError, match=message):
+        keep_indices([random_video(0)], ALL_CONFIGS[0], backend=backend)
+
+
+def test_nothing_to_select_and_nothing_to_compile_twice():
+    assert select([], 1) == []
+    for _ in range(2):
+        warm_up(torch.device("cpu"), 5, torch.bfloat16)
