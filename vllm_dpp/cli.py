@@ -72,15 +72,16 @@ def show(argv: Sequence[str]) -> int:
 
 
 def bench(argv: Sequence[str]) -> int:
-    """measure it: `bench pruner`, `bench throughput`"""
+    """measure it: `bench pruner`, `bench large-segments`, `bench throughput`"""
     parser = argparse.ArgumentParser(
         prog="vllm-dpp bench",
-        usage="%(prog)s {pruner,throughput} [arguments]",
+        usage="%(prog)s {pruner,large-segments,throughput} [arguments]",
         epilog="pruner: the selection alone, against other algorithms; needs PyTorch only. "
+        "large-segments: its low-rank path and ranks that share the work; needs PyTorch only. "
         "throughput: whole engines, against stock vLLM.",
     )
-    parser.add_argument("benchmark", choices=["pruner", "throughput"])
-    chosen = parser.parse_args(argv[:1]).benchmark
+    parser.add_argument("benchmark", choices=["pruner", "large-segments", "throughput"])
+    chosen = parser.parse_args(argv[:1]).benchmark.replace("-", "_")
     main = importlib.import_module(f"vllm_dpp.bench.{chosen}").main
     return main(list(argv[1:])) or 0
 
