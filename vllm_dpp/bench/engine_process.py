@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import traceback
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -111,13 +112,18 @@ def _serve(pipe: Connection, engine_args: dict[str, Any], arm: Arm, log: str) ->
         pipe.send(_facts(driver.engine, time.perf_counter() - start))
         while (order := pipe.recv()) != STOP:
             if isinstance(order, tuple):
-                pipe.send(driver.run(*order, wait=lambda: (pipe.send(TURN), pipe.recv())))
+                pipe.send(driver.run(*order, wait=partial(_wait_for_turn, pipe)))
             else:
                 pipe.send(driver.run(order))
     except EOFError:
         return  # the parent is gone
     except Exception:
         pipe.send(traceback.format_exc())
+
+
+def _wait_for_turn(pipe: Connection) -> None:
+    pipe.send(TURN)
+    pipe.recv()
 
 
 def _redirect(log: str) -> None:
