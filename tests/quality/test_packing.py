@@ -15,7 +15,7 @@ from tests.reference.positions import mrope_positions  # noqa: E402
 from tests.reference.prompt import MediaItem  # noqa: E402
 from vllm_dpp.quality import network  # noqa: E402  (needs the modules above)
 from vllm_dpp.quality.batches import Batch, BatchSize, draw_questions, make_batch  # noqa: E402
-from vllm_dpp.quality.learner import Heads, answer_step, decode, to_tensors  # noqa: E402
+from vllm_dpp.quality.learner import Heads, answer_step, decode, to_tensors, word_to_end  # noqa: E402
 from vllm_dpp.quality.model import load_model, save_model  # noqa: E402
 from vllm_dpp.quality.packing import (  # noqa: E402
     NO_QUESTION,
@@ -96,7 +96,7 @@ def test_logits_are_the_models(processor: Any, model: Any) -> None:
     packs = to_tensors(batch.packs, torch.device("cpu"))
     with torch.no_grad():
         video = network.encode_videos(model, network.patchify(torch.from_numpy(batch.frames)), 1)
-        hidden, _ = decode(model, video, packs)
+        hidden, _, _ = decode(model, video, packs)
         for place, question in enumerate(questions):
             ours = network.final_logits(model, hidden[0, packs["ask_at"][0, place]])
             inputs = processed(processor, batch.frames[0], question.text)
@@ -147,8 +147,8 @@ def test_hidden_layers_hide_the_video(model: Any) -> None:
     packs = to_tensors(batch.packs, torch.device("cpu"))
     with torch.no_grad():
         video = network.encode_videos(model, network.patchify(torch.from_numpy(batch.frames)), 2)
-        seen, _ = decode(model, video, packs)
-        hidden, _ = decode(model, video, packs, hidden_layers=depth)
+        seen, _, _ = decode(model, video, packs)
+        hidden, _, _ = decode(model, video, packs, hidden_layers=depth)
     own = packs["question"][0] != NO_QUESTION
     assert (seen[0, own] - seen[1, own]).abs().max() > 0.01
     # The end of the video is a token of the prefix, which does see it.
@@ -180,3 +180,10 @@ def test_a_saved_model_comes_back(tmp_path: Path, model: Any) -> None:
     for name, value in loaded.state_dict().items():
         torch.testing.assert_close(value, model.state_dict()[name], rtol=0.01, atol=0.01)
     assert (tmp_path / "model.safetensors").stat().st_size < 10e6
+
+
+def test_the_last_word_of_a_question_is_found() -> None:
+    for question in make_questions(make_scene(0)):
+        pack = pack_questions([question], 40, 1)
+        word = int(pack.token_ids[pack.ask_at[0] - word_to_end()])
+        assert question.text.endswith(tokenizer().decode([word]) + "?")

@@ -96,7 +96,10 @@ def test_command_leaves_a_checkpoint_and_its_record(
 
 
 def test_schedule() -> None:
-    assert schedule.learning_rate(0, 0.0) < schedule.learning_rate(50, 0.0) < schedule.PEAK_RATE
+    first = schedule.VISION_STEPS
+    for begin, peak in ((0, schedule.VISION_RATE), (first, schedule.PEAK_RATE)):
+        rates = [schedule.learning_rate(begin + step, 0.0) for step in (0, 50, 150)]
+        assert rates[0] < rates[1] < rates[2] == peak
     assert schedule.learning_rate(1000, 0.2) == schedule.PEAK_RATE
     assert schedule.learning_rate(1000, 1.0) == pytest.approx(0.01 * schedule.PEAK_RATE)
     start = schedule.question_weights(schedule.first_accuracies())

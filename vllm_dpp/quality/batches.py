@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from vllm_dpp.quality.labels import CellLabels, label_cells, stack_labels
-from vllm_dpp.quality.packing import Pack, pack_questions
+from vllm_dpp.quality.packing import POSITIONS_PER_STEP, Pack, pack_questions
 from vllm_dpp.quality.questions import KINDS, Question, make_questions
 from vllm_dpp.quality.render import render
-from vllm_dpp.quality.scene import Scene, SceneSpec, make_scene
+from vllm_dpp.quality.scene import GRID, Scene, SceneSpec, make_scene
 
 TEST_SEEDS = range(1_000_000)
 """Seeds of scenes that are never trained on."""
@@ -75,7 +75,24 @@ def training_batch(
     """
     scenes = [make_scene(seed, spec) for seed in training_seeds(run_seed, step, size.num_videos)]
     asked = [draw_questions(scene, weights, size.num_places) for scene in scenes]
-    return make_batch(scenes, asked, size)
+    batch = make_batch(scenes, asked, size)
+    batch.packs.offsets[:] += np.array([[_shift(scene)] for scene in scenes])
+    return batch
+
+
+def _shift(scene: Scene) -> int:
+    """How far a video's questions stand from where they belong, in positions.
+
+    Half of them stand elsewhere, so that the model also answers about longer videos, whose
+    questions stand further from the first steps. The least shift is that of transformers, which
+    counts on from a video's height and width, where vLLM counts on from its last position.
+    """
+    rng = np.random.default_rng((scene.seed, scene.num_steps, 4))
+    least = GRID - (POSITIONS_PER_STEP * (scene.num_steps - 1) + 1)
+    return int(rng.integers(least, _MOST_SHIFT + 1)) if rng.random() < 0.5 else 0
+
+
+_MOST_SHIFT = 16
 
 
 def make_batch(

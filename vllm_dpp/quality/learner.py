@@ -11,6 +11,7 @@ from vllm_dpp.quality import network
 from vllm_dpp.quality.batches import Batch
 from vllm_dpp.quality.labels import NUM_CLASSES, CellLabels
 from vllm_dpp.quality.packing import (
+    AFTER_QUESTION,
     NO_QUESTION,
     Pack,
     attention_mask,
@@ -34,12 +35,27 @@ SEEN_WEIGHT = 0.3
 REMEMBERED_WEIGHT = 0.3
 TURN_END_WEIGHT = 0.1
 
+PLACE_GAIN = 2.0
+"""The larger, the smaller the part of a video token that says where it is."""
+
+EARLY_LAYERS = 4
+EARLY_WEIGHT = 1.0
+"""A question's last word must know the answer after `EARLY_LAYERS` layers. It is often the thing
+asked about, so this teaches the look-up by itself, before the way to the end of the prompt."""
+
+
+def word_to_end() -> int:
+    """Tokens from the last word of a question to the one that predicts the answer."""
+    return len(tokenize("?" + AFTER_QUESTION))
+
 
 class Heads(nn.Module):
     """Linear read-outs of the video tokens. Not part of the saved model.
 
-    Shapes and colours are read with the embeddings of their words, so that a video token and
-    the word for what it shows come to lie close together.
+    Shapes and colours are read with the directions of their words' embeddings, and from tokens of
+    one size. So a video token must point where the word for what it shows points, and a question
+    can find it by likeness. Rows and columns, too, are read from directions, so that a token can
+    find those of the same cell at other times.
     """
 
     def __init__(self, hidden_size: int) -> None:
@@ -49,20 +65,20 @@ class Heads(nn.Module):
         )
         for name in ("shape", "colour"):  # one row, for the cell that shows none
             self.readout[name] = nn.Linear(hidden_size, 1)
-        self.gain = nn.Parameter(torch.tensor(4.0))
         for name, words in (("shape", SHAPES), ("colour", COLOUR_NAMES)):
             ids = torch.tensor([tokenize(word)[0] for word in words])
             self.register_buffer(f"{name}_words", ids, persistent=False)
 
     def logits(self, name: str, hidden: Tensor, embedding: Tensor) -> Tensor:
         """[B, V, classes] of label `name`. `embedding` is the model's, [vocabulary, D]."""
-        if name in REMEMBERED:  # the residual stream's size is free, that of `SEEN` is not
-            hidden = F.rms_norm(hidden, hidden.shape[-1:])
-        own = self.readout[name](hidden)
+        hidden = F.rms_norm(hidden, hidden.shape[-1:])
+        own: Any = self.readout[name]
+        if name in ("row", "column"):
+            return F.linear(hidden, PLACE_GAIN * F.normalize(own.weight, dim=-1), own.bias)
         if name not in ("shape", "colour"):
-            return own
-        words = embedding[getattr(self, f"{name}_words")]
-        return torch.cat([self.gain * F.linear(hidden, words), own], -1)
+            return own(hidden)
+        words = F.normalize(embedding[getattr(self, f"{name}_words")], dim=-1)
+        return torch.cat([F.linear(hidden, words), own(hidden)], -1)
 
 
 @dataclass(frozen=True)
@@ -91,7 +107,7 @@ def to_tensors(item: Pack | CellLabels, device: torch.device) -> dict[str, Tenso
 
 def vision_step(model: Any, heads: Heads, batch: Batch) -> Step:
     """The vision encoder alone, with its auxiliary losses."""
-    device = heads.gain.device
+    device = model.device
     video = _encode(model, batch, device)
     parts = _head_losses(model, heads, SEEN, video, to_tensors(batch.labels, device))
     none = torch.zeros(batch.packs.answers.shape, dtype=torch.bool)
@@ -107,10 +123,10 @@ def answer_step(model: Any, heads: Heads, batch: Batch, hidden_layers: int = 0) 
         batch: videos and questions.
         hidden_layers: in the first so many layers, questions do not see the video.
     """
-    device = heads.gain.device
+    device = model.device
     packs, labels = to_tensors(batch.packs, device), to_tensors(batch.labels, device)
     video = _encode(model, batch, device)
-    hidden, remembered = decode(model, video, packs, hidden_layers)
+    hidden, remembered, early = decode(model, video, packs, hidden_layers)
     parts = _head_losses(model, heads, SEEN, video, labels)
     parts |= _head_losses(model, heads, REMEMBERED, remembered, labels)
     asked = packs["answers"] != NO_QUESTION
@@ -121,6 +137,8 @@ def answer_step(model: Any, heads: Heads, batch: Batch, hidden_layers: int = 0) 
     ends = network.final_logits(model, hidden[rows, columns + 1])
     parts["answer"] = F.cross_entropy(logits, answers)
     parts["turn_end"] = F.cross_entropy(ends, torch.full_like(answers, tokenize(TURN_END)[0]))
+    words = network.final_logits(model, early[rows, columns - word_to_end()])
+    parts["early"] = F.cross_entropy(words, answers)
     right = torch.zeros_like(asked)
     right[asked] = logits.argmax(-1) == answers
     loss = torch.stack([weight_of(name) * part for name, part in parts.items()]).sum()
@@ -129,7 +147,7 @@ def answer_step(model: Any, heads: Heads, batch: Batch, hidden_layers: int = 0) 
 
 def decode(
     model: Any, video: Tensor, packs: dict[str, Tensor], hidden_layers: int = 0
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """All layers of the decoder.
 
     Args:
@@ -139,20 +157,24 @@ def decode(
         hidden_layers: as in `answer_step`.
 
     Returns:
-        [B, Q, D] float, the questions' tokens after the last layer, before the norm; and
-        [B, V, D] float, the video's after `MEMORY_LAYERS`.
+        [B, Q, D] float, the questions' tokens after the last layer, before the norm;
+        [B, V, D] float, the video's after `MEMORY_LAYERS`; and
+        [B, Q, D] float, the questions' after `EARLY_LAYERS`.
     """
     hidden, turns, mask = embed(model, video, packs)
     prefix = make_prefix(video.shape[1] // NUM_CELLS)
     blind = hide_video(mask, prefix.video) if hidden_layers else mask
-    remembered = hidden
+    remembered = early = hidden
     for depth, layer in enumerate(model.model.language_model.layers):
         hidden = network.decoder_layer(
             layer, hidden, turns, blind if depth < hidden_layers else mask
         )
         if depth + 1 == MEMORY_LAYERS:
             remembered = hidden[:, prefix.video]
-    return hidden[:, len(prefix.token_ids) :], remembered
+        if depth + 1 == EARLY_LAYERS:
+            early = hidden
+    start = len(prefix.token_ids)
+    return hidden[:, start:], remembered, early[:, start:]
 
 
 def embed(
@@ -175,7 +197,7 @@ def weight_of(part: str) -> float:
         return SEEN_WEIGHT
     if part in REMEMBERED:
         return REMEMBERED_WEIGHT
-    return TURN_END_WEIGHT if part == "turn_end" else 1.0
+    return {"turn_end": TURN_END_WEIGHT, "early": EARLY_WEIGHT}.get(part, 1.0)
 
 
 def _encode(model: Any, batch: Batch, device: torch.device) -> Tensor:

@@ -20,17 +20,17 @@ from vllm_dpp.toy.checkpoint import _make_processor
 class ModelSpec:
     """The shape of the model; the head size is `hidden_size / num_heads`.
 
-    `rope_theta` is small because the model is: with 16 rotary pairs and videos of 16 steps, a
-    large base would leave most pairs without any turn to measure.
+    The rotary pairs of width hardly turn within a few cells: they serve look-ups by content.
+    Where a token is, it shows by its light.
     """
 
-    num_layers: int = 8
+    num_layers: int = 6
     hidden_size: int = 128
     num_heads: int = 4
     num_kv_heads: int = 2
     intermediate_size: int = 256
     mrope_section: tuple[int, int, int] = (4, 6, 6)
-    rope_theta: float = 1000.0
+    rope_theta: float = 1e4
     vision_depth: int = 2
     vision_hidden_size: int = 64
     vision_heads: int = 2

@@ -4,7 +4,6 @@ The same mathematics as `Qwen2_5_VLForConditionalGeneration.forward`, which a te
 for videos of one size at once, and open between the layers.
 """
 
-import functools
 from typing import Any
 
 import torch
@@ -111,11 +110,14 @@ def decoder_layer(layer: Any, hidden: Tensor, turns: tuple[Tensor, Tensor], mask
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """Attention in two parts: the prefix never looks at the questions."""
-    attend = functools.partial(F.scaled_dot_product_attention, enable_gqa=True)
     split = key.shape[2] - mask.shape[2]
-    prefix = (x[:, :, :split] for x in (query, key, value))
-    questions = attend(query[:, :, split:], key, value, mask)
-    return torch.cat([attend(*prefix, is_causal=True), questions], dim=2)
+    prefix = F.scaled_dot_product_attention(
+        query[:, :, :split], key[:, :, :split], value[:, :, :split], is_causal=True, enable_gqa=True
+    )
+    questions = F.scaled_dot_product_attention(
+        query[:, :, split:], key, value, mask, enable_gqa=True
+    )
+    return torch.cat([prefix, questions], dim=2)
 
 
 def final_logits(model: Any, hidden: Tensor) -> Tensor:

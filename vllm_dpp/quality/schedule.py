@@ -8,12 +8,13 @@ import numpy as np
 from vllm_dpp.quality.questions import KINDS
 from vllm_dpp.quality.scene import LONGER, SHORTER, STANDARD, SceneSpec
 
-PEAK_RATE = 2e-3
+PEAK_RATE = 1e-3
 WARM_UP_STEPS = 100
 DECAY_FROM = 0.3
 FINAL_SHARE = 0.01
 
-VISION_STEPS = 150
+VISION_STEPS = 300
+VISION_RATE = 2e-3
 """The vision encoder learns alone first: answers cannot be learned from what is not seen."""
 
 _LENGTHS = (STANDARD, SHORTER, STANDARD, LONGER)
@@ -27,11 +28,15 @@ _RARELY = 0.15
 def learning_rate(step: int, progress: float) -> float:
     """Warm-up, then constant, then a cosine from `DECAY_FROM` of the training to its end.
 
+    The steps of the vision encoder alone come before, with a rate and a warm-up of their own.
+
     Args:
         step: counted from 0.
         progress: share of the training that is done, in [0, 1].
     """
-    warm_up = min(1.0, (step + 1) / WARM_UP_STEPS)
+    if step < VISION_STEPS:
+        return VISION_RATE * min(1.0, (step + 1) / WARM_UP_STEPS)
+    warm_up = min(1.0, (step + 1 - VISION_STEPS) / WARM_UP_STEPS)
     decayed = max(0.0, (progress - DECAY_FROM) / (1 - DECAY_FROM))
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, decayed)))
     return PEAK_RATE * warm_up * (FINAL_SHARE + (1 - FINAL_SHARE) * cosine)

@@ -21,7 +21,7 @@ def shape_masks() -> np.ndarray:
     distance, square = np.hypot(x, y), np.maximum(abs(x), abs(y))
     masks = {
         "circle": distance < _RADIUS - 0.5,
-        "square": square < _RADIUS - 1.5,
+        "square": square < _RADIUS,
         "triangle": _polygon(_corners(3, _RADIUS + 1)),
         "cross": ((abs(x) < 3) | (abs(y) < 3)) & (square < _RADIUS),
         "ring": (distance < _RADIUS) & (distance > _RADIUS - 4),
