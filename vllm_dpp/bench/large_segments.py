@@ -198,3 +198,7 @@ def _sharing_table(rows: Sequence[dict[str, Any]]) -> str:
         medians = (f"{1000 * spread(row[name])[0]:.1f}" for name in ("alone", "shared"))
         cells.append((str(row["length"]), *medians, spread_text(spread(ratios), 2)))
     return table(header, cells)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
