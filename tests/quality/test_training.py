@@ -37,13 +37,13 @@ def test_resumed_training_goes_on_as_if_never_interrupted(
     with through.feed:
         losses = []
         for step in range(6):
-            losses.append(float(through.train_step().loss))
+            losses.append(through.train_step().loss.item())
             if step == 2:
                 through.save_state(tmp_path / "state.pt")
     resumed = Trainer(options, CPU)
     resumed.load_state(tmp_path / "state.pt")
     with resumed.feed:
-        again = [float(resumed.train_step().loss) for _ in range(3)]
+        again = [resumed.train_step().loss.item() for _ in range(3)]
     assert again == losses[3:]
     assert resumed.accuracies == through.accuracies
     for one, other in zip(through.parameters, resumed.parameters, strict=True):

@@ -38,7 +38,7 @@ TURN_END_WEIGHT = 0.1
 PLACE_GAIN = 2.0
 """The larger, the smaller the part of a video token that says where it is."""
 
-EARLY_LAYERS = 4
+EARLY_LAYERS = 5
 EARLY_WEIGHT = 1.0
 """A question's last word must know the answer after `EARLY_LAYERS` layers. It is often the thing
 asked about, so this teaches the look-up by itself, before the way to the end of the prompt."""

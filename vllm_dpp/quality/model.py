@@ -24,7 +24,7 @@ class ModelSpec:
     Where a token is, it shows by its light.
     """
 
-    num_layers: int = 6
+    num_layers: int = 8
     hidden_size: int = 128
     num_heads: int = 4
     num_kv_heads: int = 2
@@ -53,14 +53,19 @@ def make_model(
     return model.float()
 
 
+FIRST_LOOK_UP = 2
+"""The first layer in which questions learn to look at the video."""
+
+
 @torch.no_grad()
 def _start_with_likeness(model: Qwen2_5_VLForConditionalGeneration) -> None:
     """Lets every other head start by attending to tokens that are like its own.
 
     Looking up a word in the video is the first thing to be learned, and all else waits for it.
-    Equal projections for queries and keys are half of the way.
+    Equal projections for queries and keys are half of the way. The first layers start without,
+    since in large models, too, look-ups happen later.
     """
-    for layer in model.model.language_model.layers:
+    for layer in model.model.language_model.layers[FIRST_LOOK_UP:]:
         attention = layer.self_attn
         key = attention.k_proj.weight.unflatten(0, (-1, attention.head_dim))
         query = attention.q_proj.weight.unflatten(0, (-1, attention.head_dim))
