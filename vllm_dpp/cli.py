@@ -19,6 +19,13 @@ NO_VLLM = (
 )
 
 
+BENCHMARKS = {
+    "pruner": "vllm_dpp.bench.pruner.command",
+    "large-segments": "vllm_dpp.bench.large_segments",
+    "throughput": "vllm_dpp.bench.throughput.command",
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; bad input is a line on stderr and exit status 2."""
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -80,9 +87,9 @@ def bench(argv: Sequence[str]) -> int:
         "large-segments: its low-rank path and ranks that share the work; needs PyTorch only. "
         "throughput: whole engines, against stock vLLM.",
     )
-    parser.add_argument("benchmark", choices=["pruner", "large-segments", "throughput"])
-    chosen = parser.parse_args(argv[:1]).benchmark.replace("-", "_")
-    main = importlib.import_module(f"vllm_dpp.bench.{chosen}").main
+    parser.add_argument("benchmark", choices=list(BENCHMARKS))
+    chosen = parser.parse_args(argv[:1]).benchmark
+    main = importlib.import_module(BENCHMARKS[chosen]).main
     return main(list(argv[1:])) or 0
 
 

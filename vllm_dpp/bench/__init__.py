@@ -1,1 +1,1 @@
-"""Measurements. ``throughput`` compares stock vLLM, EVS and mid-decoder pruning offline."""
+"""Measurements: the pruner alone, its large segments, and whole engines. Results are in `results`."""

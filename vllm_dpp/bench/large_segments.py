@@ -20,8 +20,8 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from vllm_dpp.bench.provenance import one_line, provenance
-from vllm_dpp.bench.pruner_problem import DESCRIPTION, Case, Problem, make_problem
-from vllm_dpp.bench.pruner_timing import interleaved, seconds_of_call
+from vllm_dpp.bench.pruner.problem import DESCRIPTION, Case, Problem, make_problem
+from vllm_dpp.bench.pruner.timing import interleaved, seconds_of_call
 from vllm_dpp.bench.summary import spread, spread_text, table
 from vllm_dpp.pruning import PruningConfig, keep_indices
 

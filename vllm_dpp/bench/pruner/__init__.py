@@ -1,0 +1,1 @@
+"""The pruner against other algorithms: `vllm-dpp bench pruner`."""

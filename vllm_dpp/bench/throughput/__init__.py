@@ -1,0 +1,1 @@
+"""Whole engines against stock vLLM: `vllm-dpp bench throughput`."""
