@@ -1,1 +1,1 @@
-"""Measurements: the pruner alone, its large segments, and whole engines. Results are in `results`."""
+"""Measurements: the pruner alone, its large segments, whole engines; and `results`."""
