@@ -21,6 +21,7 @@ FUSED = """
 import torch
 from tests.pruning.helpers import ALL_CONFIGS, random_video
 from vllm_dpp.pruning import PruningConfig, keep_indices, naive_keep_indices
+from vllm_dpp.pruning import select
 from vllm_dpp.pruning.select import warm_up
 
 videos = [
@@ -40,6 +41,10 @@ for config in configs:
     got = [keep.tolist() for keep in keep_indices(videos, small, backend="fused")]
     assert got == naive_keep_indices(videos, config), config
 warm_up(torch.device("cpu"), 32, torch.float32)
+# As on a GPU, where the longest of these videos are left to PyTorch.
+select.fastest_backend, select._MOST_FUSED = lambda device: "fused", 120
+got = [keep.tolist() for keep in keep_indices(videos, configs[0])]
+assert got == naive_keep_indices(videos, configs[0])
 print(*(config.segment_by for config in configs))
 """
 

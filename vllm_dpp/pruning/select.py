@@ -23,6 +23,8 @@ from vllm_dpp.pruning.segments import Segments, padded_batches, to_device
 
 Backend = Literal["torch", "compiled", "fused"]
 
+_MOST_FUSED = 1_500_000  # tokens of a segment times tokens kept of it, see `_fastest_for`
+
 
 @dataclass(frozen=True, eq=False)
 class SegmentedTokens:
@@ -86,11 +88,21 @@ def select(
     """
     if not videos:
         return []
-    device = videos[0].features.device
     if backend is not None:
-        _require_available(backend, device)
-    elif (backend := fastest_backend(device)) == "fused" and not all(map(_fused_pays, videos)):
-        backend = "torch"
+        _require_available(backend, videos[0].features.device)
+    # Each video goes its own way: neighbours must not change how its sums are rounded.
+    ways = [backend or _fastest_for(video) for video in videos]
+    keeps: dict[int, Tensor] = {}
+    for way in dict.fromkeys(ways):
+        chosen = [i for i, other in enumerate(ways) if other == way]
+        selected = _select_by(way, [videos[i] for i in chosen], max_kernel_bytes)
+        keeps.update(zip(chosen, selected, strict=True))
+    return [keeps[i] for i in range(len(videos))]
+
+
+def _select_by(
+    backend: Backend, videos: Sequence[SegmentedTokens], max_kernel_bytes: int
+) -> list[Tensor]:
     if backend == "fused":
         return _select_fused(videos, max_kernel_bytes)
     select_one = _select_compiled if backend == "compiled" else _select_torch
@@ -126,12 +138,14 @@ def _require_available(backend: Backend, device: torch.device) -> None:
         )
 
 
-def _fused_pays(video: SegmentedTokens) -> bool:
-    """Whether one multiprocessor for each segment is enough. An estimate, not measured.
+def _fastest_for(video: SegmentedTokens) -> Backend:
+    """Fused, unless one multiprocessor for each segment is too few. Estimated, not measured.
 
-    A step then reads 2 n k bytes at 0.1 TB/s; in PyTorch it takes 30 us of launches at least.
+    Fused, a step reads 2 n k bytes at 0.1 TB/s; in PyTorch it takes 30 us of launches at least.
     """
-    return video.segments.longest * video.max_budget < 1_500_000
+    backend = fastest_backend(video.features.device)
+    too_long = video.segments.longest * video.max_budget > _MOST_FUSED
+    return "torch" if backend == "fused" and too_long else backend
 
 
 def _select_fused(videos: Sequence[SegmentedTokens], max_kernel_bytes: int) -> list[Tensor]:
