@@ -47,6 +47,7 @@ class CheckpointSpec:
     vision_heads: int = 2
     initializer_range: float = 0.06
     max_position_embeddings: int = 32768
+    rope_theta: float = 1e6
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
 
@@ -120,12 +121,13 @@ def make_checkpoint(path: str | Path, spec: CheckpointSpec = TINY) -> Path:
 
 def _write(path: Path, spec: CheckpointSpec) -> None:
     tokenizer = tok.make_tokenizer()
-    model = _make_model(spec, _make_config(spec, tokenizer))
+    model = _make_model(spec, make_config(spec, tokenizer))
     model.save_pretrained(path)
-    _make_processor(tokenizer).save_pretrained(path)
+    make_processor(tokenizer).save_pretrained(path)
 
 
-def _make_processor(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLProcessor:
+def make_processor(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLProcessor:
+    """The processor of text, images and videos, with Qwen's chat template."""
     pixels = {"shortest_edge": 56 * 56, "longest_edge": 1280 * 28 * 28}
     return Qwen2_5_VLProcessor(
         Qwen2VLImageProcessor(size=pixels),
@@ -136,7 +138,8 @@ def _make_processor(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLProcessor:
     )
 
 
-def _make_config(spec: CheckpointSpec, tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
+def make_config(spec: CheckpointSpec, tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
+    """The configuration of a Qwen2.5-VL of this shape, for the tokenizer's special tokens."""
     token_id = tokenizer.convert_tokens_to_ids
     text = {
         "vocab_size": len(tokenizer),
@@ -150,7 +153,7 @@ def _make_config(spec: CheckpointSpec, tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLC
         "rms_norm_eps": 1e-6,  # as Qwen2.5-VL has it; the configuration's default is 1e-5
         "rope_parameters": {
             "rope_type": "default",
-            "rope_theta": 1e6,
+            "rope_theta": spec.rope_theta,
             "mrope_section": list(spec.mrope_section),
         },
         "initializer_range": spec.initializer_range,
