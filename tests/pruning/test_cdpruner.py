@@ -227,3 +227,11 @@ def test_benchmark_as_a_command():
     )
     assert done.returncode == 0, done.stderr
     assert "6 of 16 tokens kept" in done.stdout
+
+
+def test_tensors_that_record_gradients_are_selected_from():
+    features, kernel = torch.eye(4).requires_grad_(), torch.eye(4).requires_grad_()
+    mask, attention = torch.zeros(4).int(), torch.arange(4.0).requires_grad_()
+    kept = global_cdpruner_segment_prune(None, mask, features, attention, 2)
+    assert kept.tolist() == [0, 1]
+    assert _dpp_sampling_fast(kernel, 2).tolist() == [0, 1]

@@ -245,3 +245,25 @@ def test_default_dtype_and_device_do_not_matter(config, backend):
         torch.set_default_dtype(dtype)
     for mine, theirs in zip(got, expected, strict=True):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("backend", ["torch", "compiled"])
+@each_config
+def test_tensors_that_record_gradients_are_selected_from(config, backend):
+    video = random_video(16)
+    recording = replace(
+        video,
+        features=video.features.clone().requires_grad_(),
+        raw_relevance=video.raw_relevance.clone().requires_grad_(),
+    )
+    [expected] = keep_indices([video], config)
+    [kept] = keep_indices([recording], config, backend=backend)
+    assert torch.equal(kept, expected)
+
+
+@pytest.mark.parametrize("config", [{"slices_per_segment": 1}, {"segment_by": "scene"}])
+@pytest.mark.parametrize(("num_slices", "num_kept"), [(1, 2), (3000, 2999)])
+def test_one_slice_and_thousands(config, num_slices, num_kept):
+    video = random_video(17, num_slices=num_slices, tokens_per_slice=3, dim=8, num_kept=num_kept)
+    config = PruningConfig(**config, num_segments=2000)
+    assert keep_indices([video], config)[0].unique().numel() == num_kept

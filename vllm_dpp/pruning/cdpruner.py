@@ -27,6 +27,7 @@ _MAX_KERNEL_BYTES = 1 << 28
 _TEXT = -1  # segment id of what is no visual token
 
 
+@torch.no_grad()
 def global_cdpruner_segment_prune(
     segment_keep_info: SegmentKeepInfo | None,
     segment_mask: Tensor,
@@ -94,6 +95,7 @@ def _select(
     return order[keep].sort().values
 
 
+@torch.no_grad()
 def _dpp_sampling_fast(kernel: Tensor, k: int) -> Tensor:
     """Greedy MAP (nothing is sampled) of one kernel.
 

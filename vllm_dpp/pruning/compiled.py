@@ -47,7 +47,7 @@ def greedy_map_compiled(kernel: Tensor, relevance: Tensor, budgets: Tensor) -> S
     order = kernel.new_full((num_segments, max_budget), -1, dtype=torch.int64)
     gains = kernel.new_zeros(num_segments, max_budget)
     arrays = [kernel.contiguous(), marginal_gain, threshold, budgets, keep, order, gains]
-    _run(num_segments, length * max_budget**2, [array.numpy() for array in arrays])
+    _run(num_segments, length * max_budget**2, [array.detach().numpy() for array in arrays])
     if bool((keep.sum(dim=1) < budgets).any()):
         keep = fill_by_relevance(keep, relevance, torch.ones_like(keep), budgets)
     return Selection(keep, order, gains)

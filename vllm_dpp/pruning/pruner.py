@@ -67,6 +67,7 @@ class VideoTokens:
                 raise ValueError(f"{name} must be finite, got NaN or inf in {_describe(values)}")
 
 
+@torch.no_grad()
 def keep_indices(
     videos: Sequence[VideoTokens],
     config: PruningConfig,
