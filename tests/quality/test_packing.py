@@ -13,9 +13,16 @@ pytest.importorskip("cv2")
 
 from tests.reference.positions import mrope_positions  # noqa: E402
 from tests.reference.prompt import MediaItem  # noqa: E402
-from vllm_dpp.quality import network  # noqa: E402  (needs the modules above)
+from vllm_dpp.quality import learner, network  # noqa: E402  (needs the modules above)
 from vllm_dpp.quality.batches import Batch, BatchSize, draw_questions, make_batch  # noqa: E402
-from vllm_dpp.quality.learner import Heads, answer_step, decode, to_tensors, word_to_end  # noqa: E402
+from vllm_dpp.quality.learner import (  # noqa: E402
+    Heads,
+    answer_step,
+    decode,
+    embed,
+    to_tensors,
+    word_to_end,
+)
 from vllm_dpp.quality.model import load_model, save_model  # noqa: E402
 from vllm_dpp.quality.packing import (  # noqa: E402
     NO_QUESTION,
@@ -96,7 +103,7 @@ def test_logits_are_the_models(processor: Any, model: Any) -> None:
     packs = to_tensors(batch.packs, torch.device("cpu"))
     with torch.no_grad():
         video = network.encode_videos(model, network.patchify(torch.from_numpy(batch.frames)), 1)
-        hidden, _, _ = decode(model, video, packs)
+        hidden = decode(model, video, packs).questions
         for place, question in enumerate(questions):
             ours = network.final_logits(model, hidden[0, packs["ask_at"][0, place]])
             inputs = processed(processor, batch.frames[0], question.text)
@@ -138,25 +145,51 @@ def test_packed_loss_is_the_mean_of_single_losses(model: Any) -> None:
     assert torch.stack(single).std() > 0.01
 
 
-def test_hidden_layers_hide_the_video(model: Any) -> None:
-    """Hidden in all layers, the answer does not depend on the video at all."""
-    depth = len(model.model.language_model.layers)
+def test_hiding_hides_the_video(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hidden in all layers, the answer depends on the video through the prefix's end alone."""
+    monkeypatch.setattr(learner, "FIRST_LOOK_UP", len(model.model.language_model.layers))
     scenes = [make_scene(4), make_scene(5)]
     questions = [draw_questions(scenes[0], EQUAL, 6)] * 2
     batch = make_batch(scenes, questions, BatchSize(2, 120, 6))
     packs = to_tensors(batch.packs, torch.device("cpu"))
     with torch.no_grad():
         video = network.encode_videos(model, network.patchify(torch.from_numpy(batch.frames)), 2)
-        seen, _, _ = decode(model, video, packs)
-        hidden, _, _ = decode(model, video, packs, hidden_layers=depth)
+        seen, hidden = decode(model, video, packs), decode(model, video, packs, hide=True)
     own = packs["question"][0] != NO_QUESTION
-    assert (seen[0, own] - seen[1, own]).abs().max() > 0.01
-    # The end of the video is a token of the prefix, which does see it.
+    differ_seen, differ_hidden = (
+        (x.questions[0, own] - x.questions[1, own]).abs() for x in (seen, hidden)
+    )
+    assert differ_seen.max() > 0.01
     tokens = make_prefix(STANDARD.num_steps).token_ids
-    assert tokens[-1] == tokenize("<|vision_end|>")[0]
-    assert (hidden[0, own] - hidden[1, own]).abs().mean() < (
-        seen[0, own] - seen[1, own]
-    ).abs().mean()
+    assert tokens[-1] == tokenize("<|vision_end|>")[0]  # it sees the video
+    assert differ_hidden.mean() < differ_seen.mean()
+    assert hidden.glances is None
+    assert seen.glances is not None and seen.glances > 0.1
+
+
+def test_attention_to_is_that_of_transformers(model: Any) -> None:
+    scene = make_scene(4)
+    batch = make_batch([scene], [make_questions(scene)[:1]], BatchSize(1, 20, 1))
+    packs = to_tensors(batch.packs, torch.device("cpu"))
+    columns = make_prefix(STANDARD.num_steps).video
+    inner = model.model.language_model
+    with torch.no_grad():
+        video = network.encode_videos(model, network.patchify(torch.from_numpy(batch.frames)), 1)
+        hidden, turns, mask = embed(model, video, packs)
+        ours = network.attention_to(inner.layers[0], hidden, turns, mask, columns)[0]
+        own = packs["question"][0] != NO_QUESTION
+        length, asked = hidden.shape[1], mask.shape[2]
+        causal = torch.full((length, length), -torch.inf).triu(1)[None, None]
+        attention = inner.layers[0].self_attn
+        attention.config._attn_implementation = "eager"
+        _, weights = attention(
+            hidden_states=inner.layers[0].input_layernorm(hidden),
+            attention_mask=causal,
+            position_embeddings=tuple(turn[:, 0] for turn in turns),
+        )
+    theirs = weights[0, :, length - asked :, columns].sum(-1)
+    torch.testing.assert_close(ours[:, own], theirs[:, own])
+    assert 0.1 < ours.min() and ours.max() < 1
 
 
 def test_every_word_is_one_token() -> None:

@@ -32,7 +32,7 @@ def test_resumed_training_goes_on_as_if_never_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(schedule, "VISION_STEPS", 1)
-    options = TrainOptions(seed=3, steps=8, size=SMALL, hidden_layers=2)
+    options = TrainOptions(seed=3, steps=8, size=SMALL)
     through = Trainer(options, CPU)
     with through.feed:
         losses = []

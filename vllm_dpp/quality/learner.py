@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vllm_dpp.quality import network
 from vllm_dpp.quality.batches import Batch
 from vllm_dpp.quality.labels import NUM_CLASSES, CellLabels
+from vllm_dpp.quality.model import FIRST_LOOK_UP
 from vllm_dpp.quality.packing import (
     AFTER_QUESTION,
     NO_QUESTION,
@@ -30,9 +31,9 @@ SEEN = ("shape", "colour", "row", "column", "time")
 REMEMBERED = ("last_shape", "visit")
 """Labels that the decoder's video tokens must show after `MEMORY_LAYERS` layers."""
 
-MEMORY_LAYERS = 2
+MEMORY_LAYERS = 3
 SEEN_WEIGHT = 0.3
-REMEMBERED_WEIGHT = 0.3
+REMEMBERED_WEIGHT = 1.0
 TURN_END_WEIGHT = 0.1
 
 PLACE_GAIN = 2.0
@@ -42,6 +43,10 @@ EARLY_LAYERS = 5
 EARLY_WEIGHT = 1.0
 """A question's last word must know the answer after `EARLY_LAYERS` layers. It is often the thing
 asked about, so this teaches the look-up by itself, before the way to the end of the prompt."""
+
+GLANCES_WEIGHT = 1.0
+"""Questions must not look at the video before layer `FIRST_LOOK_UP`. In steps that hide it from
+them they cannot; in the others this loss teaches them not to, for a served model hides nothing."""
 
 
 def word_to_end() -> int:
@@ -114,67 +119,87 @@ def vision_step(model: Any, heads: Heads, batch: Batch) -> Step:
     return Step(torch.stack(list(parts.values())).sum(), parts, none, none)
 
 
-def answer_step(model: Any, heads: Heads, batch: Batch, hidden_layers: int = 0) -> Step:
+def answer_step(model: Any, heads: Heads, batch: Batch, hide: bool = False) -> Step:
     """The whole model: answers and auxiliary losses.
 
     Args:
         model: a `Qwen2_5_VLForConditionalGeneration`.
         heads: read-outs of its video tokens.
         batch: videos and questions.
-        hidden_layers: in the first so many layers, questions do not see the video.
+        hide: questions do not see the video before layer `FIRST_LOOK_UP`.
     """
     device = model.device
     packs, labels = to_tensors(batch.packs, device), to_tensors(batch.labels, device)
     video = _encode(model, batch, device)
-    hidden, remembered, early = decode(model, video, packs, hidden_layers)
+    decoded = decode(model, video, packs, hide)
     parts = _head_losses(model, heads, SEEN, video, labels)
-    parts |= _head_losses(model, heads, REMEMBERED, remembered, labels)
+    parts |= _head_losses(model, heads, REMEMBERED, decoded.remembered, labels)
     asked = packs["answers"] != NO_QUESTION
-    rows = torch.arange(len(hidden), device=device)[:, None].expand_as(asked)[asked]
+    rows = torch.arange(len(asked), device=device)[:, None].expand_as(asked)[asked]
     columns = packs["ask_at"][asked]
-    logits = network.final_logits(model, hidden[rows, columns])
+    logits = network.final_logits(model, decoded.questions[rows, columns])
     answers = packs["answers"][asked]
-    ends = network.final_logits(model, hidden[rows, columns + 1])
+    ends = network.final_logits(model, decoded.questions[rows, columns + 1])
     parts["answer"] = F.cross_entropy(logits, answers)
     parts["turn_end"] = F.cross_entropy(ends, torch.full_like(answers, tokenize(TURN_END)[0]))
-    words = network.final_logits(model, early[rows, columns - word_to_end()])
+    words = network.final_logits(model, decoded.early[rows, columns - word_to_end()])
     parts["early"] = F.cross_entropy(words, answers)
+    if decoded.glances is not None:
+        parts["glances"] = decoded.glances
     right = torch.zeros_like(asked)
     right[asked] = logits.argmax(-1) == answers
     loss = torch.stack([weight_of(name) * part for name, part in parts.items()]).sum()
     return Step(loss, parts, right, asked)
 
 
-def decode(
-    model: Any, video: Tensor, packs: dict[str, Tensor], hidden_layers: int = 0
-) -> tuple[Tensor, Tensor, Tensor]:
+@dataclass(frozen=True)
+class Decoded:
+    """What the decoder makes of B videos and their questions.
+
+    Args:
+        questions: [B, Q, D] float, the questions' tokens after the last layer, before the norm.
+        remembered: [B, V, D] float, the videos' after `MEMORY_LAYERS`.
+        early: [B, Q, D] float, the questions' after `EARLY_LAYERS`.
+        glances: [] how much the questions look at the video before `FIRST_LOOK_UP`, as a loss:
+            the mean of -log(1 - attention). None where they cannot.
+    """
+
+    questions: Tensor
+    remembered: Tensor
+    early: Tensor
+    glances: Tensor | None
+
+
+def decode(model: Any, video: Tensor, packs: dict[str, Tensor], hide: bool = False) -> Decoded:
     """All layers of the decoder.
 
     Args:
         model: a `Qwen2_5_VLForConditionalGeneration`.
         video: [B, V, D] float, video tokens from the encoder.
         packs: the questions, as tensors.
-        hidden_layers: as in `answer_step`.
-
-    Returns:
-        [B, Q, D] float, the questions' tokens after the last layer, before the norm;
-        [B, V, D] float, the video's after `MEMORY_LAYERS`; and
-        [B, Q, D] float, the questions' after `EARLY_LAYERS`.
+        hide: as in `answer_step`.
     """
     hidden, turns, mask = embed(model, video, packs)
     prefix = make_prefix(video.shape[1] // NUM_CELLS)
-    blind = hide_video(mask, prefix.video) if hidden_layers else mask
+    blind = hide_video(mask, prefix.video) if hide else mask
     remembered = early = hidden
+    glances = []
     for depth, layer in enumerate(model.model.language_model.layers):
-        hidden = network.decoder_layer(
-            layer, hidden, turns, blind if depth < hidden_layers else mask
-        )
+        is_first = depth < FIRST_LOOK_UP
+        if is_first and not hide:
+            shares = network.attention_to(layer, hidden, turns, mask, prefix.video)
+            glances.append(-torch.log1p(-shares.clamp(max=_MOST_ATTENTION)).mean())
+        hidden = network.decoder_layer(layer, hidden, turns, blind if is_first else mask)
         if depth + 1 == MEMORY_LAYERS:
             remembered = hidden[:, prefix.video]
         if depth + 1 == EARLY_LAYERS:
             early = hidden
     start = len(prefix.token_ids)
-    return hidden[:, start:], remembered, early[:, start:]
+    looked = torch.stack(glances).mean() if glances else None
+    return Decoded(hidden[:, start:], remembered, early[:, start:], looked)
+
+
+_MOST_ATTENTION = 1 - 1e-6
 
 
 def embed(
@@ -197,7 +222,8 @@ def weight_of(part: str) -> float:
         return SEEN_WEIGHT
     if part in REMEMBERED:
         return REMEMBERED_WEIGHT
-    return {"turn_end": TURN_END_WEIGHT, "early": EARLY_WEIGHT}.get(part, 1.0)
+    weights = {"turn_end": TURN_END_WEIGHT, "early": EARLY_WEIGHT, "glances": GLANCES_WEIGHT}
+    return weights.get(part, 1.0)
 
 
 def _encode(model: Any, batch: Batch, device: torch.device) -> Tensor:

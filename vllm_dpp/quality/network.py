@@ -99,13 +99,42 @@ def decoder_layer(layer: Any, hidden: Tensor, turns: tuple[Tensor, Tensor], mask
     attention = layer.self_attn
     normed = _norm(hidden, layer.input_layernorm)
     query, key, value = (
-        project(normed).view(batch, length, -1, attention.head_dim).transpose(1, 2)
+        _heads(normed, project, attention)
         for project in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
     query, key = _rotate(query, *turns), _rotate(key, *turns)
     mixed = _attend(query, key, value, mask)
     hidden = hidden + attention.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
     return hidden + _gated(layer.mlp, _norm(hidden, layer.post_attention_layernorm))
+
+
+def attention_to(
+    layer: Any, hidden: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor, columns: slice
+) -> Tensor:
+    """[B, heads, Q] float: the share of its attention that each of the last Q tokens pays.
+
+    Args:
+        layer: as in `decoder_layer`, like the others.
+        hidden: [B, N, D] float.
+        turns: from `rotary`.
+        mask: [B, 1, Q, N] bool.
+        columns: the tokens that it is paid to.
+    """
+    attention, start = layer.self_attn, hidden.shape[1] - mask.shape[2]
+    normed = _norm(hidden, layer.input_layernorm)
+    cos, sin = turns
+    query = _heads(normed[:, start:], attention.q_proj, attention)
+    query = _rotate(query, cos[:, :, start:], sin[:, :, start:])
+    key = _rotate(_heads(normed, attention.k_proj, attention), cos, sin)
+    key = key.repeat_interleave(attention.num_key_value_groups, dim=1)
+    logits = attention.scaling * query @ key.transpose(2, 3)
+    weights = logits.masked_fill(~mask, -torch.inf).softmax(-1)
+    return weights[..., columns].sum(-1)
+
+
+def _heads(normed: Tensor, project: Any, attention: Any) -> Tensor:
+    """[B, heads, N, head size] of a projection of `normed`, [B, N, D]."""
+    return project(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What changes during training: learning rate, lengths of the videos, odds of the questions."""
+"""What changes during training: rate, lengths of the videos, odds of the questions, sight."""
 
 import math
 from collections.abc import Mapping
@@ -45,6 +45,15 @@ def learning_rate(step: int, progress: float) -> float:
 def lengths(step: int) -> SceneSpec:
     """Spec of the videos of a step: half of them standard, the others shorter and longer."""
     return _LENGTHS[step % len(_LENGTHS)]
+
+
+def hides_video(run_seed: int, step: int) -> bool:
+    """Whether the first layers hide the video from the questions, as in half of the steps.
+
+    So look-ups are learned in later layers, where large models do them. In the other steps the
+    questions see it everywhere, as they do when the model is used, and learn not to look.
+    """
+    return bool(np.random.default_rng((run_seed, step)).random() < 0.5)
 
 
 def first_accuracies() -> dict[str, float]:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from vllm_dpp.quality import schedule
@@ -24,7 +23,7 @@ from vllm_dpp.quality.curves import draw_curves
 from vllm_dpp.quality.evaluate import Scores, held_out_batches, overall, score
 from vllm_dpp.quality.feed import Feed
 from vllm_dpp.quality.learner import Heads, Step, answer_step, vision_step
-from vllm_dpp.quality.model import FIRST_LOOK_UP, make_model, save_model
+from vllm_dpp.quality.model import make_model, save_model
 from vllm_dpp.quality.packing import tokenizer
 from vllm_dpp.quality.scene import STANDARD
 
@@ -47,9 +46,6 @@ class TrainOptions:
         score_every: steps between two held-out scores.
         score_videos: videos of each.
         save_every: seconds between two saved states.
-        hidden_layers: in nine of ten steps, questions do not see the video in the first so many
-            layers, so that look-ups are learned in later ones, as large models do them. In the
-            others they see it, as they do when the model is used.
     """
 
     seed: int = 1
@@ -60,7 +56,6 @@ class TrainOptions:
     score_every: int = 500
     score_videos: int = 64
     save_every: float = 180.0
-    hidden_layers: int = FIRST_LOOK_UP
 
 
 class Trainer:
@@ -107,7 +102,9 @@ class Trainer:
         if self.step < schedule.VISION_STEPS:
             result = vision_step(self.model, self.heads, batch)
         else:
-            result = answer_step(self.model, self.heads, batch, self._hidden_layers())
+            result = answer_step(
+                self.model, self.heads, batch, schedule.hides_video(self.options.seed, self.step)
+            )
             self.accuracies = schedule.update_accuracies(
                 self.accuracies, result.right.cpu().numpy(), batch.packs.kinds
             )
@@ -118,10 +115,6 @@ class Trainer:
         self.step += 1
         self.seconds += min(LONGEST_STEP, time.monotonic() - began)
         return result
-
-    def _hidden_layers(self) -> int:
-        rng = np.random.default_rng((self.options.seed, self.step))
-        return self.options.hidden_layers if rng.random() < 0.9 else 0
 
     def save_state(self, path: Path) -> None:
         """Writes all that the next step depends on, whole or not at all."""
@@ -228,7 +221,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=TrainOptions.steps)
     parser.add_argument("--minutes", type=float, help="end earlier, after so much training")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    parser.add_argument("--hidden-layers", type=int, default=TrainOptions.hidden_layers)
     parser.add_argument("--videos", type=int, default=BatchSize.num_videos, help="per step")
     parser.add_argument("--threads", type=int, help="of the training process")
     given = parser.parse_args(arguments)
@@ -239,7 +231,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         steps=given.steps,
         minutes=given.minutes,
         size=BatchSize(num_videos=given.videos),
-        hidden_layers=given.hidden_layers,
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     train(given.out, options, device, given.resume)
