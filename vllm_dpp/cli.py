@@ -23,6 +23,7 @@ BENCHMARKS = {
     "pruner": "vllm_dpp.bench.pruner.command",
     "large-segments": "vllm_dpp.bench.large_segments",
     "throughput": "vllm_dpp.bench.throughput.command",
+    "quality": "vllm_dpp.bench.quality.command",
 }
 
 
@@ -79,13 +80,14 @@ def show(argv: Sequence[str]) -> int:
 
 
 def bench(argv: Sequence[str]) -> int:
-    """measure it: `bench pruner`, `bench large-segments`, `bench throughput`"""
+    """measure it: `bench pruner`, `bench large-segments`, `bench throughput`, `bench quality`"""
     parser = argparse.ArgumentParser(
         prog="vllm-dpp bench",
-        usage="%(prog)s {pruner,large-segments,throughput} [arguments]",
+        usage="%(prog)s {pruner,large-segments,throughput,quality} [arguments]",
         epilog="pruner: the selection alone, against other algorithms; needs PyTorch only. "
         "large-segments: its low-rank path and ranks that share the work; needs PyTorch only. "
-        "throughput: whole engines, against stock vLLM.",
+        "throughput: whole engines, against stock vLLM. "
+        "quality: right answers of a small trained model, by method, at equal cost.",
     )
     parser.add_argument("benchmark", choices=list(BENCHMARKS))
     chosen = parser.parse_args(argv[:1]).benchmark

@@ -2,7 +2,8 @@
 
 import pytest
 
-from vllm_dpp.bench.throughput.arms import Arm, Model, kv_share, parse_arm
+from vllm_dpp.bench.cost_model import kv_share
+from vllm_dpp.bench.throughput.arms import Arm, Model, parse_arm
 
 MODEL = Model("Qwen2_5_VLForConditionalGeneration", num_layers=12)
 

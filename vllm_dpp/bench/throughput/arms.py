@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from vllm_dpp.bench.cost_model import kv_share
 from vllm_dpp.serving.families import family_of
 from vllm_dpp.serving.layer_groups import default_prune_layer
 from vllm_dpp.serving.request_plan import RETENTION_RATIO_ARG
@@ -52,12 +53,6 @@ class Arm:
     def is_lossless(self) -> bool:
         """Whether its answers must be those of stock vLLM."""
         return self.kv_share == 1
-
-
-def kv_share(prune_layer: int, num_layers: int, retention_ratio: float) -> float:
-    """Share of video KV left with K lower layers of L: K/L + (1 - K/L) r."""
-    lower = prune_layer / num_layers
-    return lower + (1 - lower) * retention_ratio
 
 
 def parse_arm(text: str, model: Model, *, retention_ratio: float, prune_layer: int | None) -> Arm:

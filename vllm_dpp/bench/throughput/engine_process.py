@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from vllm_dpp.bench.evs_on_cpu import mend_evs_on_cpu
 from vllm_dpp.bench.throughput.arms import Arm
 from vllm_dpp.bench.throughput.capacity import EngineFacts
 from vllm_dpp.bench.throughput.drive import Round
@@ -144,24 +145,13 @@ def _build(engine_args: dict[str, Any], arm: Arm) -> Any:
 
     engine = LLMEngine.from_engine_args(EngineArgs(**engine_args))
     worker = engine.model_executor.driver_worker.worker
-    _mend_evs_on_cpu(worker)
+    mend_evs_on_cpu(worker)
     timer = None
     if arm.prune_layer is not None:
         from vllm_dpp.bench.throughput.selection_timer import SelectionTimer
 
         timer = SelectionTimer(worker.get_model())
     return Driver(engine, arm.extra_args, timer)
-
-
-def _mend_evs_on_cpu(worker: Any) -> None:
-    """Do what vLLM 0.32's ``CPUModelRunner.load_model`` forgets; without it EVS fails on a CPU.
-
-    ``GPUModelRunner.load_model``, which it replaces, notes that videos are pruned. Not knowing, the
-    runner leaves the four position channels on the embeddings: "Error during index put operation".
-    """
-    config = worker.model_config.multimodal_config
-    if worker.device.type == "cpu" and config.is_multimodal_pruning_enabled():
-        worker.model_runner.is_multimodal_pruning_enabled = True
 
 
 def _facts(engine: Any, seconds: float) -> EngineFacts:

@@ -1,0 +1,1 @@
+"""How many answers survive pruning, by method, at equal cost."""

@@ -1,0 +1,93 @@
+"""Does the answer survive? Methods that make videos cheaper, on questions with right answers.
+
+``vllm-dpp bench quality --help`` lists the options. Every method answers the same questions about
+the same mp4 files through vLLM, at the same share of LM prefill and KV.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from vllm_dpp.bench.provenance import one_line, provenance
+from vllm_dpp.bench.quality import options as opt
+from vllm_dpp.bench.quality import plot
+from vllm_dpp.bench.quality.arms import FULL, Arm, make_arms, parse_method
+from vllm_dpp.bench.quality.pictures import draw_kept
+from vllm_dpp.bench.quality.report import pool, render, summarise
+from vllm_dpp.bench.quality.runs import AnswerFile, Run, run_arms
+from vllm_dpp.quality.batches import TEST_SEEDS
+from vllm_dpp.quality.evaluate import SPLITS, held_out_batches, overall, score
+from vllm_dpp.quality.model import load_model
+from vllm_dpp.quality.questions import chance_levels
+
+_FLOOR_VIDEOS = 96
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the benchmark. Returns 0.
+
+    Raises:
+        ValueError: an argument cannot be served.
+    """
+    options = opt.parse(argv)
+    if options.plot:
+        plot.require_matplotlib()
+    methods = [parse_method(text) for text in dict.fromkeys(options.methods)]
+    if options.threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(options.threads)  # of the engines' processes
+    options.output.mkdir(parents=True, exist_ok=True)
+    splits = []
+    for split in options.splits:
+        runs = [
+            Run(model, split, options.per_kind, tuple(options.kinds)) for model in options.models
+        ]
+        arms = make_arms(methods, options.budgets, min(run.num_layers for run in runs))
+        file = AnswerFile(options.output / "answers.jsonl")
+        for run in runs:
+            run_arms(run, arms, file)
+        splits.append(_summary(runs, arms, file, options.against))
+        if options.pictures:
+            shown = [arm for arm in arms if arm.method.name == options.against]
+            path = options.output / f"kept-{split}.png"
+            draw_kept(runs[0], shown[-1:], range(options.pictures), path)
+    document: dict[str, Any] = {
+        "provenance": provenance(opt.MODULE, argv or []),
+        "weights": [Run(model, "", 0, ()).key["weights"] for model in options.models],
+        "splits": splits,
+    }
+    text = render(document)
+    print(one_line(document["provenance"]) + "\n\n" + text)
+    (options.output / "quality.json").write_text(json.dumps(document, indent=1) + "\n")
+    (options.output / "quality.md").write_text(text)
+    if options.plot:
+        plot.draw(document, options.draw, options.output / "quality.png")
+    return 0
+
+
+def _summary(runs: list[Run], arms: list[Arm], file: AnswerFile, against: str) -> dict[str, Any]:
+    """One split, with chance levels and floors."""
+    test_set, split = runs[0].test_set(), runs[0].split
+    wanted = [(arm.method.name, arm.budget) for arm in arms]
+    answers = [{key: found[key] for key in wanted} for found in (file.read(run) for run in runs)]
+    pooled = pool(split, test_set.kinds, test_set.groups, answers)
+    spec = SPLITS[split]
+    return summarise(pooled, against) | {
+        "chance": chance_levels(spec, range(TEST_SEEDS.stop - 10_000, TEST_SEEDS.stop)),
+        "floors": _floors(runs[0]),
+    }
+
+
+def _floors(run: Run) -> Mapping[str, Mapping[str, float]]:
+    """By layer K, accuracy by kind with all of the video dropped before K, in plain PyTorch."""
+    model, _ = load_model(run.model)
+    batches = held_out_batches(SPLITS[run.split], _FLOOR_VIDEOS)
+    found = score(model, batches, floors=True)
+    depth = max(found)
+    return {
+        FULL if layer == depth else str(layer): {
+            **{kind: round(own.accuracy, 4) for kind, own in scores.items() if kind in run.kinds},
+            "all": round(overall(scores).accuracy, 4),
+        }
+        for layer, scores in sorted(found.items())
+    }

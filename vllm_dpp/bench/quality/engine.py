@@ -1,0 +1,187 @@
+"""One vLLM engine, in this process, that answers the test set arm by arm."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vllm_dpp.bench.cost_model import kv_share, retention_at
+from vllm_dpp.bench.evs_on_cpu import mend_evs_on_cpu
+from vllm_dpp.bench.quality.arms import FRAMES, RESOLUTION, Arm, Engine, Method
+from vllm_dpp.bench.quality.selectors import SELECTORS
+from vllm_dpp.bench.quality.test_set import Asked, TestSet, fewer_frames, smaller_frames
+from vllm_dpp.pruning.budget import num_kept
+from vllm_dpp.quality.packing import AFTER_QUESTION, AFTER_VIDEO, BEFORE_VIDEO
+from vllm_dpp.quality.render import FPS
+from vllm_dpp.quality.shapes import CELL
+from vllm_dpp.serving.families import family_of
+from vllm_dpp.serving.request_plan import RETENTION_RATIO_ARG
+from vllm_dpp.serving.settings import SECTION
+from vllm_dpp.toy.tokenizer import VIDEO_PAD
+from vllm_dpp.toy.video import Frames, vllm_video
+
+ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+ENGINE_ARGS: dict[str, Any] = {
+    "dtype": "float32",
+    "max_model_len": 1024,
+    "max_num_batched_tokens": 8192,
+    "max_num_seqs": 64,
+    "block_size": 32,
+    "enable_prefix_caching": False,  # where it is on, whole blocks are pruned, not exact budgets
+    "enforce_eager": True,
+    "kv_cache_memory_bytes": 1 << 28,
+}
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one arm answered.
+
+    Args:
+        kept: tokens of a video from layer K on, or that entered the decoder.
+        share: of the video's LM prefill and KV that was really left.
+        right: by question.
+    """
+
+    kept: int
+    share: float
+    right: tuple[bool, ...]
+
+
+class QualityEngine:
+    """A running engine.
+
+    Args:
+        model: folder of the checkpoint.
+        engine: what it must be started with.
+        test_set: what it is asked.
+        num_layers: L of the checkpoint.
+    """
+
+    def __init__(self, model: Path, engine: Engine, test_set: TestSet, num_layers: int) -> None:
+        os.environ.update(ENVIRONMENT)
+        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override kv_cache_memory_bytes
+        from vllm import LLM  # reads the environment
+
+        self.test_set, self.num_layers = test_set, num_layers
+        self._llm = LLM(str(model), **ENGINE_ARGS, **_own_args(engine))
+        worker: Any = self._llm.llm_engine.model_executor.driver_worker.worker
+        mend_evs_on_cpu(worker)
+        self._selector: Any = None
+        if engine.layer is not None:
+            self._selector = worker.get_model().language_model.model.selector
+            self._raw_relevance = self._selector.raw_relevance
+        self._token_id = self._llm.get_tokenizer().convert_tokens_to_ids(VIDEO_PAD)
+
+    def answer(self, arm: Arm) -> Answers:
+        """Asks everything at one method and budget."""
+        outputs, chosen = self._ask(arm, self.test_set.asked)
+        if arm.method.layer is not None and len(chosen) != len(outputs):
+            raise RuntimeError(f"{arm}: not every video was selected from")
+        right = tuple(
+            output.outputs[0].text.strip() == item.question.answer
+            for output, item in zip(outputs, self.test_set.asked, strict=True)
+        )
+        return self._answers(arm, outputs[0].prompt_token_ids.count(self._token_id), right)
+
+    def kept(self, arm: Arm, index: int) -> tuple[Tensor, str]:
+        """What is kept for one question, [slices, rows, columns] bool, and the answer."""
+        asked = self.test_set.asked[index]
+        (output,), (chosen,) = self._ask(arm, [asked])
+        frames, height, width, _ = self.test_set.videos[asked.video].shape
+        mask = torch.zeros(frames // 2, height // CELL, width // CELL, dtype=torch.bool)
+        mask.view(-1)[chosen.cpu()] = True
+        return mask, output.outputs[0].text.strip()
+
+    def _ask(self, arm: Arm, asked: Sequence[Asked]) -> tuple[list[Any], list[Tensor]]:
+        """vLLM's outputs, and what was kept of each video in the order of the selections."""
+        from vllm import SamplingParams
+
+        extra, chosen = None, []
+        if arm.method.layer is not None:
+            ratio = retention_at(arm.budget, arm.method.layer, self.num_layers)
+            extra = {RETENTION_RATIO_ARG: ratio}
+            chosen = self._choose_by(arm.method)
+        sampling = SamplingParams(max_tokens=1, temperature=0.0, extra_args=extra)
+        prompts = list(_prompts(self.test_set, asked, arm))
+        return self._llm.generate(prompts, sampling, use_tqdm=False), chosen
+
+    def _answers(self, arm: Arm, entered: int, right: tuple[bool, ...]) -> Answers:
+        if arm.method.layer is None:
+            frames, height, width, _ = self.test_set.videos[0].shape
+            total = frames // 2 * (height // CELL) * (width // CELL)
+            return Answers(entered, entered / total, right)
+        ratio = retention_at(arm.budget, arm.method.layer, self.num_layers)
+        kept = num_kept(entered, ratio)
+        share = kv_share(arm.method.layer, self.num_layers, kept / entered)
+        return Answers(kept, share, right)
+
+    def _choose_by(self, method: Method) -> list[Tensor]:
+        """Puts the method's rule into the model. Returns a list that its choices are added to."""
+        rule = SELECTORS[str(method.selector)]
+        chosen: list[Tensor] = []
+
+        def select(videos: Sequence[Any], settings: Any) -> list[Tensor]:
+            kept = [rule(video) for video in videos]
+            chosen.extend(kept)
+            return kept
+
+        self._selector.select = select
+        self._selector.raw_relevance = self._raw_relevance
+        if method.last_token:
+            self._selector.raw_relevance = self._last_token_relevance
+        return chosen
+
+    def _last_token_relevance(self, *inputs: Any) -> list[Tensor]:
+        *states, layout = inputs
+        videos = []
+        for rows in layout.videos:
+            end = rows.question[-1][1]
+            videos.append(replace(rows, question=((end - 1, end),)))
+        return self._raw_relevance(*states, replace(layout, videos=tuple(videos)))
+
+
+def _own_args(engine: Engine) -> dict[str, Any]:
+    if engine.layer is not None:
+        settings = {"prune_layer": engine.layer, "relevance": "question"}
+        return {
+            "hf_overrides": {"architectures": [family_of(ARCHITECTURE).variant]},
+            "additional_config": {SECTION: settings},
+        }
+    if engine.evs_share < 1:
+        rate = round(1 - engine.evs_share, 6)
+        return {"video_pruning_rate": rate, "video_pruning_method": "evs"}
+    return {}
+
+
+def _prompts(test_set: TestSet, asked: Sequence[Asked], arm: Arm) -> Iterator[dict[str, Any]]:
+    videos: dict[int, tuple[Frames, float]] = {}
+    for item in asked:
+        if item.video not in videos:
+            videos[item.video] = _shown(test_set.videos[item.video], arm)
+        frames, fps = videos[item.video]
+        text = BEFORE_VIDEO + VIDEO_PAD + AFTER_VIDEO + item.question.text + AFTER_QUESTION
+        name = f"{test_set.split} {item.video} {frames.shape} {fps}"
+        yield {
+            "prompt": text,
+            "multi_modal_data": {"video": [vllm_video(frames, fps)]},
+            "multi_modal_uuids": {"video": [name]},
+        }
+
+
+def _shown(frames: Frames, arm: Arm) -> tuple[Frames, float]:
+    if arm.method.name == FRAMES:
+        return fewer_frames(frames, arm.budget)
+    if arm.method.name == RESOLUTION:
+        return smaller_frames(frames, arm.budget), FPS
+    return frames, FPS

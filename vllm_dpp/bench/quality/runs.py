@@ -1,0 +1,121 @@
+"""Runs the arms, engine by engine, and keeps what they answered in a file."""
+
+import hashlib
+import json
+import multiprocessing
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm_dpp.bench.quality.arms import Arm, Engine
+from vllm_dpp.bench.quality.test_set import TestSet, make_test_set
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model on one test set.
+
+    Args:
+        model: folder of the checkpoint.
+        split: of the test set.
+        per_kind: questions of each kind.
+        kinds: that are asked.
+    """
+
+    model: Path
+    split: str
+    per_kind: int
+    kinds: tuple[str, ...]
+
+    def test_set(self) -> TestSet:
+        """The same each time."""
+        return make_test_set(self.split, self.per_kind, self.kinds)
+
+    @property
+    def num_layers(self) -> int:
+        """L of the model."""
+        config = json.loads((self.model / "config.json").read_text())
+        return int(config["text_config"]["num_hidden_layers"])
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What an answer depends on besides its arm. The model is known by its weights."""
+        return {
+            "weights": sha256(self.model / "model.safetensors"),
+            "split": self.split,
+            "per_kind": self.per_kind,
+            "kinds": list(self.kinds),
+        }
+
+
+def sha256(path: Path) -> str:
+    """Of a file, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class AnswerFile:
+    """Answers of arms, a line of JSON each. An arm that is in it is not run again.
+
+    Args:
+        path: of the file, which need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self, run: Run) -> dict[tuple[str, float], dict[str, Any]]:
+        """By method and budget, the records of a run: kept, share, right."""
+        if not self.path.exists():
+            return {}
+        records = [json.loads(line) for line in self.path.read_text().splitlines()]
+        key = run.key
+        return {
+            (record["method"], record["budget"]): record
+            for record in records
+            if record["run"] == key
+        }
+
+    def add(self, run: Run, arm: Arm, answers: Any, seconds: float) -> None:
+        """Appends what an arm answered."""
+        record = {
+            "run": run.key,
+            "method": arm.method.name,
+            "budget": arm.budget,
+            **asdict(answers),
+            "right": "".join("01"[right] for right in answers.right),
+            "seconds": round(seconds, 2),
+        }
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def run_arms(run: Run, arms: Sequence[Arm], file: AnswerFile) -> None:
+    """Answers with every arm that `file` lacks, each engine in a process of its own."""
+    done = file.read(run)
+    missing = [arm for arm in arms if (arm.method.name, arm.budget) not in done]
+    context = multiprocessing.get_context("spawn")  # a fork would inherit an initialised vLLM
+    for engine in dict.fromkeys(arm.engine for arm in missing):
+        own = [arm for arm in missing if arm.engine == engine]
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            pool.submit(_run_engine, run, engine, own, file).result()
+
+
+def _run_engine(run: Run, engine: Engine, arms: Iterable[Arm], file: AnswerFile) -> None:
+    """In a process of its own."""
+    from vllm_dpp.bench.quality.engine import QualityEngine
+
+    started = QualityEngine(run.model, engine, run.test_set(), run.num_layers)
+    for arm in arms:
+        began = time.monotonic()
+        answers = started.answer(arm)
+        seconds = time.monotonic() - began
+        file.add(run, arm, answers, seconds)
+        right = sum(answers.right) / len(answers.right)
+        print(
+            f"{run.split}: {arm.method.name} at {arm.budget}: {answers.kept} tokens, "
+            f"share {answers.share:.3f}, right {100 * right:.1f} %, {seconds:.0f} s",
+            flush=True,
+        )

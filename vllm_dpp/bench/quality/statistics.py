@@ -1,0 +1,66 @@
+"""Differences between two arms that answered the same questions."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_Z = 1.959964
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One arm's accuracy less another's.
+
+    Args:
+        points: in percent points.
+        low: lower end of the 95 % interval.
+        high: its upper end.
+        p: of McNemar's exact test, two-sided.
+    """
+
+    points: float
+    low: float
+    high: float
+    p: float
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.low > 0 or self.high < 0
+
+
+def paired_difference(
+    ours: Sequence[bool], theirs: Sequence[bool], groups: Sequence[int]
+) -> Difference:
+    """Compares right answers question by question.
+
+    The interval is that of a mean of clusters: questions about one video stand or fall together.
+
+    Args:
+        ours: right or wrong, by question.
+        theirs: the same of the other arm.
+        groups: the cluster of each question, at least two different ones.
+    """
+    sums: dict[int, int] = defaultdict(int)
+    for own, other, group in zip(ours, theirs, groups, strict=True):
+        sums[group] += int(own) - int(other)
+    sizes: dict[int, int] = defaultdict(int)
+    for group in groups:
+        sizes[group] += 1
+    mean = sum(sums.values()) / len(groups)
+    residuals = [sums[group] - mean * sizes[group] for group in sizes]
+    clusters = len(sizes)
+    variance = sum(x * x for x in residuals) * clusters / (clusters - 1) / len(groups) ** 2
+    spread = _Z * math.sqrt(variance)
+    only_ours = sum(own and not other for own, other in zip(ours, theirs, strict=True))
+    only_theirs = sum(other and not own for own, other in zip(ours, theirs, strict=True))
+    p = mcnemar(only_ours, only_theirs)
+    return Difference(100 * mean, 100 * (mean - spread), 100 * (mean + spread), p)
+
+
+def mcnemar(only_ours: int, only_theirs: int) -> float:
+    """Two-sided exact p of so unequal a split, if either arm is as likely to be the right one."""
+    total, less = only_ours + only_theirs, min(only_ours, only_theirs)
+    tail = sum(math.comb(total, i) for i in range(less + 1))
+    return min(1.0, 2 * tail / 2**total)

@@ -1,0 +1,117 @@
+"""The questions of the benchmark and the videos they are about, as a user would send them."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import cv2
+import numpy as np
+
+from vllm_dpp.quality.evaluate import SPLITS
+from vllm_dpp.quality.questions import Question, make_questions
+from vllm_dpp.quality.render import FPS, render
+from vllm_dpp.quality.scene import make_scene
+from vllm_dpp.quality.shapes import CELL
+from vllm_dpp.toy.video import Frames, write_mp4
+
+FIRST_SEED = 100_000
+"""Of the scenes. The scores that training prints are of other held-out scenes."""
+
+_MOST_VIDEOS = 100_000
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question of the test set.
+
+    Args:
+        video: index of the video it is about.
+        question: with its answer.
+    """
+
+    video: int
+    question: Question
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Videos and questions of one split.
+
+    Args:
+        split: one of `SPLITS`.
+        videos: `[T, H, W, 3] uint8` each, as decoded from an mp4.
+        asked: all questions, video by video.
+    """
+
+    __test__ = False  # not one of pytest's
+
+    split: str
+    videos: tuple[Frames, ...]
+    asked: tuple[Asked, ...]
+
+    @property
+    def groups(self) -> list[int]:
+        """The video of each question: answers about one video are not independent."""
+        return [item.video for item in self.asked]
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kind of each question."""
+        return [item.question.kind for item in self.asked]
+
+
+def make_test_set(split: str, per_kind: int, kinds: Sequence[str]) -> TestSet:
+    """Returns `per_kind` questions of each of `kinds`, at most one of a kind about a video."""
+    missing = Counter(dict.fromkeys(kinds, per_kind))
+    videos: list[Frames] = []
+    asked: list[Asked] = []
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "video.mp4"
+        for seed in range(FIRST_SEED, FIRST_SEED + _MOST_VIDEOS):
+            scene = make_scene(seed, SPLITS[split])
+            chosen = _one_of_each(make_questions(scene), seed, [k for k in kinds if missing[k]])
+            if chosen:
+                asked += [Asked(len(videos), question) for question in chosen]
+                videos.append(read_frames(write_mp4(path, render(scene), FPS)))
+                missing.subtract(question.kind for question in chosen)
+            if not any(missing.values()):
+                break
+    return TestSet(split, tuple(videos), tuple(asked))
+
+
+def _one_of_each(questions: list[Question], seed: int, kinds: Sequence[str]) -> list[Question]:
+    rng = np.random.default_rng((seed, 5))
+    shuffled = [questions[i] for i in rng.permutation(len(questions))]
+    first = {question.kind: question for question in reversed(shuffled)}
+    return [first[kind] for kind in kinds if kind in first]
+
+
+def read_frames(path: Path) -> Frames:
+    """All frames of a video, `[T, H, W, 3] uint8` RGB."""
+    capture = cv2.VideoCapture(str(path))
+    frames = []
+    while (read := capture.read())[0]:
+        frames.append(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB))
+    capture.release()
+    return np.stack(frames)
+
+
+def fewer_frames(frames: Frames, share: float) -> tuple[Frames, float]:
+    """About `share` of the frames, evenly spread, and their frames a second.
+
+    An even number, since two make a slice; at least two.
+    """
+    count = max(2, 2 * round(share * len(frames) / 2))
+    chosen = [(2 * i + 1) * len(frames) // (2 * count) for i in range(count)]
+    return frames[chosen], FPS * count / len(frames)
+
+
+def smaller_frames(frames: Frames, share: float) -> Frames:
+    """Frames of about `share` of the cells, as square as possible; at least two by two."""
+    height, width = frames.shape[1] // CELL, frames.shape[2] // CELL
+    sizes = [(h, w) for h in range(2, height + 1) for w in range(h, width + 1) if w - h <= 1]
+    rows, columns = min(sizes, key=lambda size: abs(size[0] * size[1] - share * height * width))
+    size = (columns * CELL, rows * CELL)
+    return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames])
