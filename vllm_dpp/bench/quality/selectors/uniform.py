@@ -18,9 +18,8 @@ def select(video: VideoTokens) -> Tensor:
     cells, chosen = video.tokens_per_slice, []
     for step in range(video.num_slices):
         count = _share(step + 1, video) - _share(step, video)
-        first = step * _GOLDEN % 1 * cells
-        places = {int(first + i * cells / count) % cells for i in range(count)}
-        chosen += [step * cells + place for place in sorted(places)]
+        first = step * _GOLDEN % 1
+        chosen += [step * cells + int((first + i) * cells / count) for i in range(count)]
     return torch.tensor(chosen, device=video.features.device)
 
 

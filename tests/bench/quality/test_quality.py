@@ -1,0 +1,66 @@
+"""The benchmark itself, small: the trained model answers through vLLM, pruned and not."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from vllm_dpp.bench.cost_model import kv_share  # noqa: E402
+from vllm_dpp.bench.quality.command import main  # noqa: E402
+from vllm_dpp.quality.model import LEARNED, MODEL, TRAINED  # noqa: E402
+from vllm_dpp.serving.layer_groups import default_prune_layer  # noqa: E402
+from vllm_dpp.serving.settings import ServingSettings  # noqa: E402
+
+PER_KIND = 40
+
+
+def test_answers_survive_pruning_by_default_and_not_at_random(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layer = default_prune_layer(MODEL.num_layers)
+    budget = kv_share(layer, MODEL.num_layers, ServingSettings().retention_ratio)
+    ours, peer = f"dpp@{layer}", f"random@{layer}"
+    arguments = ["--splits", "standard", "--per-kind", f"{PER_KIND}", "--budgets", f"{budget}"]
+    arguments += ["--methods", "full", ours, peer, "--against", ours, "--output", f"{tmp_path}"]
+    assert main([*arguments, "--models", str(TRAINED), "--pictures", "1", "--plot"]) == 0
+    document = json.loads((tmp_path / "quality.json").read_text())
+    (split,) = document["splits"]
+    assert split["num_questions"] == PER_KIND * len(LEARNED)
+    arms = {arm["method"]: arm for arm in split["arms"]}
+    assert arms[ours]["share"] == pytest.approx(budget, abs=0.005)
+    assert arms["full"]["accuracy"] >= 0.94  # 95 % or more on many questions; 2 sigma of these
+    assert arms[ours]["accuracy"] >= 0.97 * arms["full"]["accuracy"]
+    assert arms[peer]["to_against"]["high"] < -4
+    assert split["floors"][str(layer)]["all"] < 0.6  # what was dropped there did matter
+    assert (tmp_path / "quality.png").stat().st_size > 10_000
+    assert (tmp_path / "kept-standard.png").stat().st_size > 10_000
+    assert ours in (tmp_path / "quality.md").read_text()
+    # Nothing is answered twice.
+    capsys.readouterr()
+    assert main([*arguments, "--models", str(TRAINED)]) == 0
+    assert "tokens, share" not in capsys.readouterr().out
+    again = json.loads((tmp_path / "quality.json").read_text())
+    assert again["splits"] == document["splits"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "best@3"], "unknown method 'best@3'"),
+        (["--methods", "dpp@9"], "the model has 8 layers"),
+    ],
+)
+def test_bad_arguments(tmp_path: Path, arguments: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        main([*arguments, "--splits", "standard", "--output", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--budgets", "1.5"], ["--per-kind", "0"], ["--kinds", "colours"]]
+)
+def test_bad_options(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2

@@ -1,0 +1,68 @@
+"""From answers to tables."""
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from vllm_dpp.bench.quality.report import is_called, pool, render, summarise  # noqa: E402
+from vllm_dpp.bench.quality.statistics import Difference  # noqa: E402
+
+KINDS, GROUPS = ["colour", "count"] * 30, [i // 2 for i in range(60)]
+
+
+def record(right: str) -> dict[str, Any]:
+    return {"kept": 5, "share": 0.4, "right": right}
+
+
+ANSWERS = {
+    ("full", 1.0): record("1" * 60),
+    ("dpp@3", 0.4): record("11" * 20 + "10" * 10),
+    ("random@3", 0.4): record("10" * 20 + "00" * 10),
+    ("random@3", 0.6): record("10" * 30),
+}
+
+
+def test_summary() -> None:
+    summary = summarise(pool("standard", KINDS, GROUPS, [ANSWERS]), "dpp@3")
+    assert (summary["num_models"], summary["num_questions"]) == (1, 60)
+    arms = {(arm["method"], arm["budget"]): arm for arm in summary["arms"]}
+    ours = arms["dpp@3", 0.4]
+    assert ours["accuracy"] == pytest.approx(50 / 60, abs=1e-4)
+    assert ours["kinds"]["colour"]["right"] == 30 and ours["kinds"]["count"]["right"] == 20
+    assert ours["low"] < 50 / 60 < ours["high"]
+    assert ours["to_full"]["points"] == pytest.approx(-1000 / 60, abs=1e-3)
+    assert ours["to_full"]["p"] == pytest.approx(2 / 2**10, abs=1e-4)
+    assert "to_against" not in ours and "to_full" not in arms["full", 1.0]
+    assert arms["random@3", 0.4]["to_against"]["points"] == -50.0
+    assert arms["random@3", 0.4]["to_against"]["is_called"]
+    assert "to_against" not in arms["random@3", 0.6]  # ours has no such budget
+
+
+def test_models_are_pooled_but_their_videos_are_kept_apart() -> None:
+    pooled = pool("standard", KINDS, GROUPS, [ANSWERS, dict(list(ANSWERS.items())[:3])])
+    assert list(pooled.arms) == list(ANSWERS)[:3]
+    assert len(pooled.kinds) == len(pooled.groups) == 120
+    assert len(set(pooled.groups)) == 60
+
+
+def test_what_is_called_a_difference() -> None:
+    assert is_called(Difference(5, 1, 9, 0.01), num_models=1)
+    assert not is_called(Difference(5, -1, 11, 0.1), num_models=2)
+    assert not is_called(Difference(3, 1, 5, 0.01), num_models=1)
+    assert is_called(Difference(-3, -5, -1, 0.01), num_models=2)
+
+
+def test_tables() -> None:
+    summary = summarise(pool("standard", KINDS, GROUPS, [ANSWERS]), "dpp@3")
+    summary["chance"] = {"colour": 0.125, "count": 0.2}
+    summary["floors"] = {"3": {"colour": 0.2, "count": 0.25}, "full": {"colour": 1.0, "count": 0.9}}
+    text = render({"splits": [summary]})
+    assert "Standard videos: 60 questions" in text
+    lines = [line.split() for line in text.splitlines()]
+    assert ["dpp@3", "-", "83.3", "±9.4", "(5)"] in lines
+    assert ["random@3", "-", "-50.0", "(-50.0..-50.0)*"] in lines
+    assert ["dpp@3", "100", "67", "83.3"] in lines
+    assert ["chance", "12", "20"] in lines
+    assert ["K", "=", "3", "20", "25"] in lines

@@ -1,0 +1,54 @@
+"""The questions of the benchmark."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+pytest.importorskip("cv2")
+pytest.importorskip("transformers")
+
+from vllm_dpp.bench.quality.test_set import (  # noqa: E402
+    fewer_frames,
+    make_test_set,
+    smaller_frames,
+)
+from vllm_dpp.quality.questions import KINDS  # noqa: E402
+from vllm_dpp.quality.render import FPS, render  # noqa: E402
+from vllm_dpp.quality.scene import DENSE, STANDARD, make_scene  # noqa: E402
+
+
+def test_as_many_of_each_kind_and_the_same_again() -> None:
+    test_set, again = (make_test_set("standard", 5, KINDS) for _ in range(2))
+    assert Counter(test_set.kinds) == dict.fromkeys(KINDS, 5)
+    assert test_set.asked == again.asked
+    assert all((a == b).all() for a, b in zip(test_set.videos, again.videos, strict=True))
+    pairs = Counter(zip(test_set.groups, test_set.kinds, strict=True))
+    assert max(pairs.values()) == 1
+    assert sorted(set(test_set.groups)) == list(range(len(test_set.videos)))
+
+
+def test_videos_went_through_an_mp4() -> None:
+    test_set = make_test_set("dense", 1, ["colour"])
+    (frames,) = test_set.videos
+    assert frames.shape == (DENSE.num_frames, 112, 112, 3)
+    drawn = render(make_scene(100_000, DENSE)).astype(int)
+    error = np.abs(frames - drawn).mean()
+    assert 0.5 < error < 12
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.6, 10), (0.4, 6), (0.3, 4), (0.2, 4), (0.01, 2)])
+def test_fewer_frames(share: float, count: int) -> None:
+    frames = render(make_scene(0, STANDARD))
+    fewer, fps = fewer_frames(frames, share)
+    assert len(fewer) == count
+    assert len(fewer) / fps == len(frames) / FPS  # of the same duration
+    where = [int(np.argmin([np.abs(a - b).sum() for b in frames.astype(int)])) for a in fewer]
+    assert where == sorted(set(where))
+    assert abs(np.mean(where) - 7.5) <= 1
+
+
+@pytest.mark.parametrize(("share", "size"), [(0.6, (84, 84)), (0.4, (56, 84)), (0.2, (56, 56))])
+def test_smaller_frames(share: float, size: tuple[int, int]) -> None:
+    frames = render(make_scene(0, STANDARD))
+    assert smaller_frames(frames, share).shape == (len(frames), *size, 3)
