@@ -111,11 +111,15 @@ _PACK = tuple(Pack.__dataclass_fields__)
 
 
 def draw_questions(scene: Scene, weights: Mapping[str, float], count: int) -> list[Question]:
-    """Draws up to `count` different questions: a kind by its weight, then any of that kind."""
+    """Draws up to `count` different questions: a kind by its weight, then any of that kind.
+
+    Kinds of weight 0 are not asked.
+    """
     rng = np.random.default_rng((scene.seed, scene.num_steps, 3))
     by_kind: dict[str, list[Question]] = {}
     for question in make_questions(scene):
-        by_kind.setdefault(question.kind, []).append(question)
+        if weights[question.kind]:
+            by_kind.setdefault(question.kind, []).append(question)
     for questions in by_kind.values():
         rng.shuffle(questions)
     drawn: list[Question] = []

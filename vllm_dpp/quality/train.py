@@ -9,6 +9,8 @@ DIR/curves.png the curves, DIR/state.pt what `--resume` needs.
 import argparse
 import json
 import os
+import signal
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from vllm_dpp.quality.feed import Feed
 from vllm_dpp.quality.learner import Heads, Step, answer_step, vision_step
 from vllm_dpp.quality.model import make_model, save_model
 from vllm_dpp.quality.packing import tokenizer
+from vllm_dpp.quality.questions import KINDS
 from vllm_dpp.quality.scene import STANDARD
 
 LONGEST_STEP = 30.0
@@ -46,6 +49,7 @@ class TrainOptions:
         score_every: steps between two held-out scores.
         score_videos: videos of each.
         save_every: seconds between two saved states.
+        without: kinds of question that are not asked in training.
     """
 
     seed: int = 1
@@ -56,6 +60,7 @@ class TrainOptions:
     score_every: int = 500
     score_videos: int = 64
     save_every: float = 180.0
+    without: tuple[str, ...] = ()
 
 
 class Trainer:
@@ -95,7 +100,9 @@ class Trainer:
     def train_step(self) -> Step:
         """Does one step and counts its time."""
         began = time.monotonic()
-        batch = self.feed.take(self.step, schedule.question_weights(self.accuracies))
+        weights = schedule.question_weights(self.accuracies)
+        weights |= dict.fromkeys(self.options.without, 0.0)
+        batch = self.feed.take(self.step, weights)
         rate = schedule.learning_rate(self.step, self.progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -148,6 +155,20 @@ class Log:
     def __init__(self, folder: Path) -> None:
         self.text, self.lines = folder / "log", folder / "log.jsonl"
 
+    def started(self, trainer: Trainer) -> None:
+        """With which options, and where it went on."""
+        options = trainer.options
+        given: dict[str, Any] = {
+            "seed": options.seed,
+            "steps": options.steps,
+            "minutes": options.minutes,
+            "without": list(options.without),
+        }
+        line = " ".join(f"{name} {value}" for name, value in given.items() if value)
+        self._write(
+            f"step {trainer.step} started with {line}", {"step": trainer.step, "started": given}
+        )
+
     def report(self, trainer: Trainer, result: Step) -> None:
         """Progress of the training itself."""
         record: dict[str, Any] = {
@@ -191,6 +212,7 @@ def train(folder: Path, options: TrainOptions, device: torch.device, resume: boo
     trainer, log = Trainer(options, device), Log(folder)
     if resume:
         trainer.load_state(state)
+    log.started(trainer)
     with trainer.feed:
         saved = time.monotonic()
         while trainer.progress < 1:
@@ -222,6 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, help="end earlier, after so much training")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--videos", type=int, default=BatchSize.num_videos, help="per step")
+    parser.add_argument("--without", nargs="+", default=[], choices=KINDS, metavar="KIND")
     parser.add_argument("--threads", type=int, help="of the training process")
     given = parser.parse_args(arguments)
     if given.threads:
@@ -231,7 +254,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         steps=given.steps,
         minutes=given.minutes,
         size=BatchSize(num_videos=given.videos),
+        without=tuple(given.without),
     )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the feed's process ends, too
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     train(given.out, options, device, given.resume)
 

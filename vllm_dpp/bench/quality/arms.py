@@ -15,30 +15,21 @@ GRAMMAR = "full, evs, frames, resolution, or SELECTOR@K[:last], SELECTOR one of 
     SELECTORS
 )
 
+_AT_LAYER = {
+    0: "random uniform attention vidcom2 dpp-none dpp-softened dpp-positive dpp-negated "
+    "dpp-4-equal-none",
+    1: "random dpp-none dpp-softened",
+    2: "random uniform attention dpp-none dpp-softened dpp-negated",
+    3: "random uniform attention dpp-none dpp-softened dpp-positive dpp-negated "
+    "dpp-4-equal dpp-4-relevance dpp-4-spectrum dpp-scene-spectrum",
+    4: "random attention dpp-none dpp-softened",
+}
 DEFAULT_METHODS = (
     FULL,
     EVS,
     FRAMES,
     RESOLUTION,
-    "vidcom2@0",
-    *(f"{name}@0" for name in ("random", "uniform", "attention", "dpp-none", "dpp-softened")),
-    *(
-        f"{name}@{layer}"
-        for layer in (1, 2, 3, 4)
-        for name in ("random", "uniform", "attention", "dpp-none", "dpp-softened", "dpp-negated")
-    ),
-    *(
-        f"{name}@{layer}"
-        for layer in (0, 2, 3)
-        for name in (
-            "dpp-positive",
-            "dpp-4-equal",
-            "dpp-4-relevance",
-            "dpp-4-spectrum",
-            "dpp-scene-spectrum",
-        )
-    ),
-    "dpp-negated@0",
+    *(f"{name}@{layer}" for layer, names in _AT_LAYER.items() for name in names.split()),
     "attention@3:last",
     "dpp-softened@3:last",
 )
