@@ -1,7 +1,8 @@
 """Prune without a server, through vLLM's `LLM`: `python examples/offline.py`.
 
-It needs no GPU and downloads nothing: the toy checkpoint and the videos are made on the spot, so
-the answers are noise. For a real model, change `MODEL`; the settings are those of `vllm-dpp serve`.
+It needs no GPU and downloads nothing: the model comes with the project and knows a few kinds of
+questions about videos of shapes. For another one change `TRAINED`; the settings are those of
+`vllm-dpp serve`.
 """
 
 import json
@@ -14,44 +15,43 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 from vllm import LLM, SamplingParams  # noqa: E402  (after the environment is set)
 
-from vllm_dpp.toy.checkpoint import make_checkpoint  # noqa: E402
-from vllm_dpp.toy.video import render_frames, vllm_video  # noqa: E402
+from vllm_dpp.quality.model import TRAINED  # noqa: E402
+from vllm_dpp.quality.questions import make_questions  # noqa: E402
+from vllm_dpp.quality.render import FPS, render  # noqa: E402
+from vllm_dpp.quality.scene import DENSE, make_scene  # noqa: E402
+from vllm_dpp.toy.video import vllm_video  # noqa: E402
 
-FOLDER = Path(__file__).resolve().parents[1] / ".cache" / "demo"
-MODEL, RECORDS = FOLDER / "checkpoint", FOLDER / "offline_records"
+RECORDS = Path(__file__).resolve().parents[1] / ".cache" / "demo" / "offline_records"
 VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"
-PROMPT = "<|im_start|>user\n{videos}{question}<|im_end|>\n<|im_start|>assistant\n"
+PROMPT = f"<|im_start|>user\n{VIDEO}{{question}}<|im_end|>\n<|im_start|>assistant\n"
 
 
 def main() -> None:
-    """Ask about one video at the engine's ratio, and about two at a ratio of the request's own."""
-    make_checkpoint(MODEL)
+    """Ask one question at the engine's ratio, and again at a ratio of the request's own."""
     shutil.rmtree(RECORDS, ignore_errors=True)
     llm = LLM(
-        str(MODEL),
+        str(TRAINED),
         hf_overrides={"architectures": ["DPPQwen2_5_VLForConditionalGeneration"]},
         additional_config={
-            "dpp": {"prune_layer": 2, "retention_ratio": 0.25, "record_dir": str(RECORDS)}
+            "dpp": {"prune_layer": 3, "retention_ratio": 0.25, "record_dir": str(RECORDS)}
         },
-        max_model_len=8192,
-        max_num_batched_tokens=8192,
+        max_model_len=1024,
+        max_num_batched_tokens=1024,
         block_size=32,
         enforce_eager=True,
     )
-    for num_videos, extra in ((1, {}), (2, {"dpp_retention_ratio": 0.5})):
-        sampling = SamplingParams(max_tokens=16, extra_args={"dpp_record": True, **extra})
-        (output,) = llm.generate(make_prompt(num_videos), sampling, use_tqdm=False)
-        print(f"\n{num_videos} video(s), {extra or 'the ratio of the engine'}")
-        print(f"  answer: {output.outputs[0].text!a}")
-        report(output.request_id)
-
-
-def make_prompt(num_videos: int) -> dict[str, object]:
-    frames = [render_frames(i, num_frames=16, height=168, width=224) for i in range(num_videos)]
-    return {
-        "prompt": PROMPT.format(videos=VIDEO * num_videos, question="What moves?"),
-        "multi_modal_data": {"video": [vllm_video(video, fps=2) for video in frames]},
+    scene = make_scene(200_012, DENSE)
+    question = next(q for q in make_questions(scene) if q.kind == "spelled")
+    prompt = {
+        "prompt": PROMPT.format(question=question.text),
+        "multi_modal_data": {"video": [vllm_video(render(scene), FPS)]},
     }
+    for extra in ({}, {"dpp_retention_ratio": 0.5}):
+        sampling = SamplingParams(temperature=0, extra_args={"dpp_record": True, **extra})
+        (output,) = llm.generate(prompt, sampling, use_tqdm=False)
+        print(f"\n{question.text} At {extra or 'the ratio of the engine'}")
+        print(f"  answer: {output.outputs[0].text.strip()!a} (right: {question.answer!a})")
+        report(output.request_id)
 
 
 def report(request_id: str) -> None:
