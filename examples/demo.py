@@ -42,7 +42,7 @@ QUESTIONS = (
     "where is the ring?",
     "which came first the moon or the arrow?",
 )
-PRUNE_LAYER, RETENTION_RATIO = 3, 0.25
+PRUNE_LAYER, RETENTION_RATIO = 4, 0.25
 PATIENCE = 600  # seconds for the server's start, on a slow and busy machine
 BYTES_PER_VALUE = 2  # of --dtype bfloat16
 ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1"}  # GiB

@@ -39,6 +39,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from vllm_dpp.bench.cost_model import kv_share
 from vllm_dpp.bench.quality.statistics import mcnemar
 from vllm_dpp.bench.summary import table
 from vllm_dpp.serving.layer_groups import default_prune_layer
@@ -123,12 +124,12 @@ def build_arms(args: argparse.Namespace, num_layers: int) -> list[Arm]:
         prune_layer = default_prune_layer(num_layers)
     if not 0 <= prune_layer < num_layers:
         raise ValueError(f"--prune-layer must be in [0, {num_layers}), got {prune_layer}")
-    lower, ratio = prune_layer / num_layers, args.retention_ratio
+    ratio = args.retention_ratio
     if not 0 < ratio <= 1:
         raise ValueError(f"--retention-ratio must be in (0, 1], got {ratio}")
     if args.num_frames < 2:
         raise ValueError(f"--num-frames must be at least 2, got {args.num_frames}")
-    share = lower + (1 - lower) * ratio
+    share = kv_share(prune_layer, num_layers, ratio)
     fewer = 2 * max(1, round(share * args.num_frames / 2))  # whole slices of two frames
     common = (args.model, *server_flags(args))
     settings = ("--prune-layer", f"{prune_layer}", "--retention-ratio", f"{ratio}")

@@ -33,7 +33,7 @@ def main() -> None:
         str(TRAINED),
         hf_overrides={"architectures": ["DPPQwen2_5_VLForConditionalGeneration"]},
         additional_config={
-            "dpp": {"prune_layer": 3, "retention_ratio": 0.25, "record_dir": str(RECORDS)}
+            "dpp": {"prune_layer": 4, "retention_ratio": 0.25, "record_dir": str(RECORDS)}
         },
         max_model_len=1024,
         max_num_batched_tokens=1024,

@@ -13,10 +13,10 @@ from vllm_dpp.serving.settings import ServingSettings
 
 FOLDER = Path(__file__).parents[1] / "configs"
 MODELS = {  # file: model, layers, prune layer, step budget, tensor-parallel size
-    "qwen2_5_vl_3b.yaml": ("Qwen/Qwen2.5-VL-3B-Instruct", 36, 9, 32768, 1),
-    "qwen2_5_vl_7b.yaml": ("Qwen/Qwen2.5-VL-7B-Instruct", 28, 7, 32768, 1),
-    "qwen2_5_vl_72b.yaml": ("Qwen/Qwen2.5-VL-72B-Instruct", 80, 20, 32768, 4),
-    "cpu_demo.yaml": ("Qwen/Qwen2.5-VL-3B-Instruct", 36, 9, 8192, 1),
+    "qwen2_5_vl_3b.yaml": ("Qwen/Qwen2.5-VL-3B-Instruct", 36, 18, 32768, 1),
+    "qwen2_5_vl_7b.yaml": ("Qwen/Qwen2.5-VL-7B-Instruct", 28, 14, 32768, 1),
+    "qwen2_5_vl_72b.yaml": ("Qwen/Qwen2.5-VL-72B-Instruct", 80, 40, 32768, 4),
+    "cpu_demo.yaml": ("Qwen/Qwen2.5-VL-3B-Instruct", 36, 18, 8192, 1),
 }
 
 

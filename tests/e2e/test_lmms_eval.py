@@ -52,8 +52,8 @@ def test_the_control_has_an_equal_share_of_frames(
 
 def test_the_prune_layer_is_that_of_serve() -> None:
     _, control, pruned = script.build_arms(arguments(), 36)
-    assert pruned.server[pruned.server.index("--prune-layer") + 1] == "9"
-    assert control.num_frames == 28
+    assert pruned.server[pruned.server.index("--prune-layer") + 1] == "18"
+    assert control.num_frames == 40
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_servers_are_what_vllm_understands(
     different = {name for name in stock if stock[name] != ours[name]}
     assert different == {"hf_overrides", "additional_config"}
     settings = ServingSettings.from_additional_config(ours["additional_config"])
-    assert settings == ServingSettings(prune_layer=2, retention_ratio=0.25)
+    assert settings == ServingSettings(prune_layer=3, retention_ratio=0.25)
     assert stock["model_tag"] == str(tiny_checkpoint)
     assert stock["served_model_name"] == ["served"]
     assert (stock["host"], stock["port"]) == ("127.0.0.1", 9)
@@ -107,7 +107,7 @@ def test_evaluations(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         f"base_url=http://127.0.0.1:8000/v1,api_key=none,pass_video_url=True,"
         f"max_frames_num={frames},num_concurrent=16 --tasks videomme,mvbench --log_samples "
         f"--output_path out/{arm} --include_path mine --limit 5"
-        for arm, frames in (("unpruned", 64), ("downsampled", 28), ("pruned", 64))
+        for arm, frames in (("unpruned", 64), ("downsampled", 40), ("pruned", 64))
     ]
 
 

@@ -14,8 +14,8 @@ import openai
 import pytest
 
 from tests.e2e.server import Server, serve
-from vllm_dpp.quality import model
-from vllm_dpp.quality.questions import KINDS, Question, make_questions
+from vllm_dpp.quality.model import LEARNED, TRAINED
+from vllm_dpp.quality.questions import Question, make_questions
 from vllm_dpp.quality.render import FPS, render
 from vllm_dpp.quality.scene import STANDARD, make_scene
 from vllm_dpp.toy.video import as_data_url, write_mp4
@@ -24,7 +24,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
 FIRST_SEED = 200_000
 NUM_QUESTIONS = 120
-LEARNED = [kind for kind in KINDS if kind not in getattr(model, "UNLEARNED", ())]
 ACCURACY, KEPT = 0.95, 0.97
 """Unpruned, and the share of it that is left when the video is pruned."""
 
@@ -37,8 +36,6 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(records: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     arguments = [
-        *("--prune-layer", "3"),
-        *("--retention-ratio", "0.25"),
         *("--record-dir", str(records)),
         *("--block-size", "32"),  # divides what is pruned of a video, 96 of 128 tokens
         *("--max-model-len", "1024"),
@@ -46,7 +43,7 @@ def server(records: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         *("--dtype", "float32"),
         "--enforce-eager",
     ]
-    with serve(model.TRAINED, tmp_path_factory.mktemp("server") / "log.txt", arguments) as started:
+    with serve(TRAINED, tmp_path_factory.mktemp("server") / "log.txt", arguments) as started:
         yield started
 
 

@@ -12,7 +12,8 @@ PAGE = {"block_size": 16, "num_kv_heads": 2, "head_size": 64, "dtype": torch.flo
 
 
 @pytest.mark.parametrize(
-    ("num_layers", "layer"), [(28, 7), (36, 9), (80, 20), (6, 2), (12, 3), (2, 1), (7, 1), (1, 0)]
+    ("num_layers", "layer"),
+    [(28, 14), (36, 18), (80, 40), (6, 3), (12, 6), (9, 6), (2, 1), (7, 6), (1, 0)],
 )
 def test_defaults(num_layers, layer):
     assert default_prune_layer(num_layers) == layer

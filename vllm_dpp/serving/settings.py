@@ -22,7 +22,7 @@ class ServingSettings(PruningConfig):
 
     Args:
         prune_layer: K, with 0 <= K < number of layers: layers below K see every token, the others
-            only the kept ones. ``None`` picks the layer nearest to a quarter of the depth that
+            only the kept ones. ``None`` picks the layer nearest to half of the depth that
             wastes no KV pages.
         min_retention_ratio: The smallest ``dpp_retention_ratio`` a request may ask for.
         record_dir: Folder for the records that requests with ``dpp_record`` ask for; ``None``

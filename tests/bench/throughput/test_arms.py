@@ -65,7 +65,7 @@ def test_off_prunes_by_default_and_not_by_request() -> None:
 
 
 def test_the_plugin_chooses_the_layer() -> None:
-    assert parse("dpp", prune_layer=None).prune_layer == 3
+    assert parse("dpp", prune_layer=None).prune_layer == 6
 
 
 @pytest.mark.parametrize(
