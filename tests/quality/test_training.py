@@ -56,6 +56,9 @@ def test_a_batch_is_of_seed_and_step() -> None:
     one, same = (training_batch(1, 7, STANDARD, SMALL, weights) for _ in range(2))
     assert (one.frames == same.frames).all()
     assert (one.packs.token_ids == same.packs.token_ids).all()
+    kind = int(one.packs.kinds.max())
+    none = training_batch(1, 7, STANDARD, SMALL, weights | {KINDS[kind]: 0.0})
+    assert not (none.packs.kinds == kind).any()
     other = training_batch(1, 8, STANDARD, SMALL, weights)
     assert (one.packs.token_ids != other.packs.token_ids).any()
 

@@ -40,6 +40,16 @@ def test_summary() -> None:
     assert "to_against" not in arms["random@3", 0.6]  # ours has no such budget
 
 
+def test_kinds_that_the_model_does_not_know_are_left_out() -> None:
+    answers = ANSWERS | {("full", 1.0): record("10" * 4 + "11" * 26)}
+    summary = summarise(pool("standard", KINDS, GROUPS, [answers]), "dpp@3")
+    assert summary["left_out"] == {"count": pytest.approx(26 / 30, abs=1e-4)}
+    assert summary["num_questions"] == 30
+    arms = {(arm["method"], arm["budget"]): arm for arm in summary["arms"]}
+    assert arms["dpp@3", 0.4]["accuracy"] == 1.0
+    assert list(arms["dpp@3", 0.4]["kinds"]) == ["colour"]
+
+
 def test_models_are_pooled_but_their_videos_are_kept_apart() -> None:
     pooled = pool("standard", KINDS, GROUPS, [ANSWERS, dict(list(ANSWERS.items())[:3])])
     assert list(pooled.arms) == list(ANSWERS)[:3]
@@ -65,4 +75,4 @@ def test_tables() -> None:
     assert ["random@3", "-", "-50.0", "(-50.0..-50.0)*"] in lines
     assert ["dpp@3", "100", "67", "83.3"] in lines
     assert ["chance", "12", "20"] in lines
-    assert ["K", "=", "3", "20", "25"] in lines
+    assert ["K", "=", "3", "20", "25", "22"] in lines

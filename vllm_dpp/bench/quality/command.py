@@ -17,7 +17,7 @@ from vllm_dpp.bench.quality.pictures import draw_kept
 from vllm_dpp.bench.quality.report import pool, render, summarise
 from vllm_dpp.bench.quality.runs import AnswerFile, Run, run_arms
 from vllm_dpp.quality.batches import TEST_SEEDS
-from vllm_dpp.quality.evaluate import SPLITS, held_out_batches, overall, score
+from vllm_dpp.quality.evaluate import SPLITS, held_out_batches, score
 from vllm_dpp.quality.model import load_model
 from vllm_dpp.quality.questions import chance_levels
 
@@ -86,8 +86,7 @@ def _floors(run: Run) -> Mapping[str, Mapping[str, float]]:
     depth = max(found)
     return {
         FULL if layer == depth else str(layer): {
-            **{kind: round(own.accuracy, 4) for kind, own in scores.items() if kind in run.kinds},
-            "all": round(overall(scores).accuracy, 4),
+            kind: round(own.accuracy, 4) for kind, own in scores.items() if kind in run.kinds
         }
         for layer, scores in sorted(found.items())
     }

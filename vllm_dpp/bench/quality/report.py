@@ -1,7 +1,8 @@
 """From answers to accuracies, differences, tables and JSON."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 from typing import Any
 
 from vllm_dpp.bench.quality.arms import FULL
@@ -11,6 +12,10 @@ from vllm_dpp.quality.evaluate import Score, Scores, overall
 
 SMALL_POINTS = 4.0
 """A smaller difference is called one only if two models were trained, from different seeds."""
+
+
+LEAST_UNPRUNED = 0.9
+"""Kinds that the model answers less often without pruning say nothing about pruning."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,28 @@ def pool(
     )
 
 
+def without_unlearned(pooled: Pool) -> tuple[Pool, dict[str, float]]:
+    """Leaves out the kinds that the unpruned model does not answer, if it was asked.
+
+    Returns:
+        The others' answers; and the accuracy, unpruned, of the kinds that are left out.
+    """
+    if (FULL, 1.0) not in pooled.arms:
+        return pooled, {}
+    full = score_kinds(pooled.kinds, pooled.arms[FULL, 1.0]["right"])
+    left_out = {
+        kind: round(own.accuracy, 4) for kind, own in full.items() if own.accuracy < LEAST_UNPRUNED
+    }
+    chosen = [i for i, kind in enumerate(pooled.kinds) if kind not in left_out]
+    arms = {
+        key: {**arm, "right": "".join(arm["right"][i] for i in chosen)}
+        for key, arm in pooled.arms.items()
+    }
+    kinds = [pooled.kinds[i] for i in chosen]
+    groups = [pooled.groups[i] for i in chosen]
+    return replace(pooled, kinds=kinds, groups=groups, arms=arms), left_out
+
+
 def summarise(pooled: Pool, against: str) -> dict[str, Any]:
     """Everything about a split, for JSON.
 
@@ -63,8 +90,10 @@ def summarise(pooled: Pool, against: str) -> dict[str, Any]:
         pooled: the answers.
         against: method to which the others are compared at their own budget.
     """
+    pooled, left_out = without_unlearned(pooled)
     return {
         "split": pooled.split,
+        "left_out": left_out,
         "num_models": pooled.num_models,
         "num_questions": len(pooled.kinds) // pooled.num_models,
         "against": against,
@@ -126,6 +155,9 @@ def render(document: Mapping[str, Any]) -> str:
         count = split["num_questions"]
         seeds = "" if split["num_models"] == 1 else f", {split['num_models']} models together"
         parts.append(f"### {split['split'].capitalize()} videos: {count} questions{seeds}")
+        if split["left_out"]:
+            named = ", ".join(f"{kind} ({100 * x:.0f} %)" for kind, x in split["left_out"].items())
+            parts.append(f"Left out, since the unpruned model does not answer them: {named}.")
         parts.append(_fence(_overall_table(split)))
         parts.append(
             f"Points to `{split['against']}` at the same budget, with the 95 % interval of paired "
@@ -213,9 +245,13 @@ def _percent(score: Mapping[str, Any]) -> str:
 
 def _floor_table(split: Mapping[str, Any]) -> str:
     floors = split["floors"]
-    kinds = list(next(iter(floors.values())))
+    kinds = [kind for kind in next(iter(floors.values())) if kind not in split["left_out"]]
     rows = [
-        [f"K = {layer}", *(f"{100 * own[kind]:.0f}" for kind in kinds)]
+        [
+            f"K = {layer}",
+            *(f"{100 * own[kind]:.0f}" for kind in kinds),
+            f"{100 * fmean(own[kind] for kind in kinds):.0f}",
+        ]
         for layer, own in floors.items()
     ]
-    return table(["right, %", *kinds], rows)
+    return table(["right, %", *kinds, "mean"], rows)
