@@ -151,6 +151,6 @@ def test_a_foreign_worker_is_refused(tiny_checkpoint: Path) -> None:
 
 def test_start_up_resolves_what_depends_on_the_model(config: Any) -> None:
     dpp = config.additional_config["dpp"]
-    assert dpp["prune_layer"] == 2
+    assert dpp["prune_layer"] == 3
     assert dpp["turn_end_token_id"] is not None
     assert config.scheduler_config.scheduler_cls.startswith("vllm_dpp.")

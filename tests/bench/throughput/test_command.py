@@ -53,7 +53,7 @@ def test_steps_cannot_alternate_where_engines_are_reloaded(
 
 SMALL = (
     "--model toy:tiny --num-requests 4 --frames 16 --width 112 --output-tokens 4 --repeats 1 "
-    "--kv-cache-mib 8 --max-model-len 512 --max-num-batched-tokens 512"
+    "--kv-cache-mib 8 --max-model-len 512 --max-num-batched-tokens 512 --prune-layer 2"
 )
 
 
