@@ -76,7 +76,7 @@ class CheckpointSpec:
 
 
 TINY = CheckpointSpec()
-"""For tests and the demo: 4 million parameters."""
+"""For tests: 4 million parameters."""
 
 MID = CheckpointSpec(
     num_layers=12,
