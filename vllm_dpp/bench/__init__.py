@@ -1,1 +1,1 @@
-"""Measurements: the pruner alone, its large segments, whole engines, their answers; and `results`."""
+"""Measurements: the pruner alone, its large segments, whole engines and their answers; `results`."""
