@@ -1,1 +1,1 @@
-"""Measurements: the pruner alone, its large segments, whole engines and their answers; `results`."""
+"""Measurements: the pruner alone, its large segments, engines and their answers; and `results`."""
