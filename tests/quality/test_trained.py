@@ -1,6 +1,7 @@
-"""The committed model, in plain PyTorch. `tests/e2e/test_quality_server.py` asks it over HTTP."""
+"""The committed models, in plain PyTorch. `tests/e2e/test_quality_server.py` asks it over HTTP."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,16 +13,22 @@ pytest.importorskip("cv2")
 from safetensors import safe_open  # noqa: E402
 
 from vllm_dpp.quality.evaluate import Score, held_out_batches, overall, score  # noqa: E402
-from vllm_dpp.quality.model import FIRST_LOOK_UP, LEARNED, TRAINED, load_model  # noqa: E402
+from vllm_dpp.quality.model import CHECKPOINTS, FIRST_LOOK_UP, LEARNED, load_model  # noqa: E402
 from vllm_dpp.quality.questions import chance_levels  # noqa: E402
 from vllm_dpp.quality.scene import STANDARD  # noqa: E402
 
 VIDEOS = 32
 
 
+@pytest.fixture(scope="module", params=CHECKPOINTS, ids=lambda folder: folder.name)
+def checkpoint(request: pytest.FixtureRequest) -> Path:
+    folder: Path = request.param
+    return folder
+
+
 @pytest.fixture(scope="module")
-def scores() -> dict[int, dict[str, Score]]:
-    model, _ = load_model(TRAINED)
+def scores(checkpoint: Path) -> dict[int, dict[str, Score]]:
+    model, _ = load_model(checkpoint)
     return score(model, held_out_batches(STANDARD, VIDEOS), floors=True)
 
 
@@ -47,14 +54,15 @@ def test_it_must_see_the_video_from_the_first_look_up_on(
     assert overall(learned(scores[FIRST_LOOK_UP + 1])).accuracy < 0.7
 
 
-def test_it_is_small_and_bfloat16() -> None:
-    assert sum(path.stat().st_size for path in TRAINED.iterdir()) < 10e6
-    with safe_open(TRAINED / "model.safetensors", "pt") as file:
+def test_it_is_small_and_bfloat16(checkpoint: Path) -> None:
+    assert sum(path.stat().st_size for path in checkpoint.iterdir()) < 5e6
+    with safe_open(checkpoint / "model.safetensors", "pt") as file:
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}
 
 
-def test_the_record_tells_of_the_same_model() -> None:
-    record: dict[str, Any] = json.loads((TRAINED.parent / "training/standard.json").read_text())
+def test_the_record_tells_of_the_same_model(checkpoint: Path) -> None:
+    records = checkpoint.parent.parent / "training" / checkpoint.name
+    record: dict[str, Any] = json.loads((records / "standard.json").read_text())
     full = {kind: Score(**own) for kind, own in record["scores"][max(record["scores"])].items()}
     assert overall(learned(full)).accuracy > 0.95
     assert min(full[kind].accuracy for kind in LEARNED) > 0.9

@@ -1,6 +1,7 @@
 """Training: repeatable, resumable, and it learns."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,9 @@ def test_resumed_training_goes_on_as_if_never_interrupted(
             losses.append(through.train_step().loss.item())
             if step == 2:
                 through.save_state(tmp_path / "state.pt")
+    other = replace(options, seed=4)
+    with pytest.raises(ValueError, match="'seed': 3.*'seed': 4.*resume with the same options"):
+        Trainer(other, CPU).load_state(tmp_path / "state.pt")
     resumed = Trainer(options, CPU)
     resumed.load_state(tmp_path / "state.pt")
     with resumed.feed:

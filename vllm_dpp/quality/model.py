@@ -37,11 +37,14 @@ def make_model(
     return model.float()
 
 
-TRAINED = Path(__file__).parent / "checkpoint"
-"""The trained model, ready for `vllm serve`. `training` beside it says how it came about."""
+CHECKPOINTS = tuple(Path(__file__).parent / "checkpoints" / f"seed_{seed}" for seed in (1, 2))
+"""The trained models, ready for `vllm serve`. `training` beside them says how they came about."""
+
+TRAINED = CHECKPOINTS[0]
+"""The one that demo, examples and tests serve."""
 
 LEARNED = tuple(kind for kind in KINDS if kind != "twin")
-"""The kinds of question that the trained model answers: over 90 % of held-out ones each."""
+"""The kinds of question that the trained models answer: over 90 % of held-out ones each."""
 
 FIRST_LOOK_UP = 2
 """The first layer in which questions learn to look at the video."""

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,7 @@ class Trainer:
     def save_state(self, path: Path) -> None:
         """Writes all that the next step depends on, whole or not at all."""
         state = {
+            "same_batches": self._batches_are_of(),
             "model": self.model.state_dict(),
             "heads": self.heads.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -138,9 +139,20 @@ class Trainer:
         torch.save(state, unfinished)
         os.replace(unfinished, path)
 
+    def _batches_are_of(self) -> dict[str, int]:
+        """What must not change within a run; its length and the kinds asked may."""
+        return {"seed": self.options.seed, **asdict(self.options.size)}
+
     def load_state(self, path: Path) -> None:
-        """Continues from `path`."""
+        """Continues from `path`.
+
+        Raises:
+            ValueError: the run there is of another seed or batch size.
+        """
         state = torch.load(path, map_location=self.model.device, weights_only=True)
+        theirs, ours = state["same_batches"], self._batches_are_of()
+        if theirs != ours:
+            raise ValueError(f"{path} is of {theirs}, not {ours}: resume with the same options")
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -1,6 +1,7 @@
 """The benchmark itself, small: the trained model answers through vLLM, pruned and not."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from vllm_dpp.bench.quality.command import main  # noqa: E402
 from vllm_dpp.quality.model import LEARNED, MODEL, TRAINED  # noqa: E402
 from vllm_dpp.serving.layer_groups import default_prune_layer  # noqa: E402
 from vllm_dpp.serving.settings import ServingSettings  # noqa: E402
+from vllm_dpp.toy.checkpoint import make_checkpoint  # noqa: E402
 
 PER_KIND = 40
 
@@ -33,7 +35,7 @@ def test_answers_survive_pruning_by_default_and_not_at_random(
     assert arms["full"]["accuracy"] >= 0.94  # 95 % or more on many questions; 2 sigma of these
     assert arms[ours]["accuracy"] >= 0.97 * arms["full"]["accuracy"]
     assert arms[peer]["to_against"]["high"] < -4
-    floor = split["floors"][str(layer)]
+    floor = split["floors"][0][str(layer)]
     assert sum(floor.values()) / len(floor) < 0.9  # what was dropped there did matter
     assert (tmp_path / "quality.png").stat().st_size > 10_000
     assert (tmp_path / "kept-standard.png").stat().st_size > 10_000
@@ -56,6 +58,31 @@ def test_answers_survive_pruning_by_default_and_not_at_random(
 def test_bad_arguments(tmp_path: Path, arguments: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         main([*arguments, "--splits", "standard", "--output", str(tmp_path)])
+
+
+def test_models_whose_answers_cannot_be_pooled(tmp_path: Path) -> None:
+    other = tmp_path / "model"
+    shutil.copytree(TRAINED, other)
+    arguments = ["--output", str(tmp_path), "--models", str(TRAINED), str(other)]
+    with pytest.raises(ValueError, match="two have the same weights"):
+        main(arguments)
+    config = json.loads((other / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] = 6
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="must have equally many layers"):
+        main(arguments)
+    (other / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForCausalLM"]}))
+    with pytest.raises(ValueError, match="is a .'LlamaForCausalLM'., no Qwen2_5_VL"):
+        main(arguments)
+    (other / "model.safetensors").rename(other / "model-00001-of-00001.safetensors")
+    with pytest.raises(ValueError, match="has no model.safetensors; give a folder 'model'"):
+        main(arguments)
+
+
+def test_a_model_without_the_words_of_the_task(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match="has no token for 'circle'"):
+        main(["--output", str(tmp_path), "--models", str(tmp_path)])
 
 
 @pytest.mark.parametrize(

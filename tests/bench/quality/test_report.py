@@ -1,4 +1,4 @@
-"""From answers to tables."""
+"""From answers to numbers and tables."""
 
 from typing import Any
 
@@ -6,7 +6,8 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from vllm_dpp.bench.quality.report import is_called, pool, render, summarise  # noqa: E402
+from vllm_dpp.bench.quality.report import render  # noqa: E402
+from vllm_dpp.bench.quality.results import is_called, pool, summarise  # noqa: E402
 from vllm_dpp.bench.quality.statistics import Difference  # noqa: E402
 
 KINDS, GROUPS = ["colour", "count"] * 30, [i // 2 for i in range(60)]
@@ -50,24 +51,54 @@ def test_kinds_that_the_model_does_not_know_are_left_out() -> None:
     assert list(arms["dpp@3", 0.4]["kinds"]) == ["colour"]
 
 
-def test_models_are_pooled_but_their_videos_are_kept_apart() -> None:
+def test_models_are_pooled_and_a_video_stays_one_cluster() -> None:
     pooled = pool("standard", KINDS, GROUPS, [ANSWERS, dict(list(ANSWERS.items())[:3])])
     assert list(pooled.arms) == list(ANSWERS)[:3]
     assert len(pooled.kinds) == len(pooled.groups) == 120
-    assert len(set(pooled.groups)) == 60
+    assert len(set(pooled.groups)) == 30
+    # The same answers once more make no interval narrower.
+    alone, twice = (
+        summarise(pool("standard", KINDS, GROUPS, [ANSWERS] * count), "dpp@3") for count in (1, 2)
+    )
+    for one, same in zip(alone["arms"], twice["arms"], strict=True):
+        if "to_full" in one:
+            assert same["to_full"]["low"] == one["to_full"]["low"]
+
+
+def test_two_models_are_also_shown_one_by_one() -> None:
+    other = {key: own | {"right": own["right"][::-1]} for key, own in ANSWERS.items()}
+    other["full", 1.0] = record("10" + "1" * 58)
+    summary = summarise(pool("standard", KINDS, GROUPS, [ANSWERS, other]), "dpp@3")
+    arms = {(arm["method"], arm["budget"]): arm for arm in summary["arms"]}
+    assert arms["full", 1.0]["by_model"] == [1.0, pytest.approx(59 / 60, abs=1e-4)]
+    assert arms["full", 1.0]["accuracy"] == pytest.approx(119 / 120, abs=1e-4)
+    assert arms["random@3", 0.4]["to_against"]["by_model"] == [-50.0, -50.0]
+    assert arms["random@3", 0.4]["to_against"]["is_called"]
+    lines = [line.split() for line in render({"splits": [summary]}).splitlines()]
+    assert ["full", "100.0", "98.3", "100.0", "98.3"] in lines  # at both budgets
+
+
+def test_a_kind_that_one_of_two_models_does_not_know_is_left_out() -> None:
+    other = ANSWERS | {("full", 1.0): record("10" * 4 + "11" * 26)}
+    summary = summarise(pool("standard", KINDS, GROUPS, [ANSWERS, other]), "dpp@3")
+    assert summary["left_out"] == {"count": pytest.approx(26 / 30, abs=1e-4)}
+    assert summary["num_questions"] == 30 and len(summary["arms"][0]["by_model"]) == 2
 
 
 def test_what_is_called_a_difference() -> None:
-    assert is_called(Difference(5, 1, 9, 0.01), num_models=1)
-    assert not is_called(Difference(5, -1, 11, 0.1), num_models=2)
-    assert not is_called(Difference(3, 1, 5, 0.01), num_models=1)
-    assert is_called(Difference(-3, -5, -1, 0.01), num_models=2)
+    assert is_called(Difference(5, 1, 9, 0.01), [5])
+    assert not is_called(Difference(5, -1, 11, 0.1), [4, 6])
+    assert not is_called(Difference(3, 1, 5, 0.01), [3])
+    assert is_called(Difference(-3, -5, -1, 0.01), [-1, -5])
+    assert not is_called(Difference(3, 1, 5, 0.01), [7, -1])
+    assert not is_called(Difference(5, 1, 9, 0.01), [10, 0])
 
 
 def test_tables() -> None:
     summary = summarise(pool("standard", KINDS, GROUPS, [ANSWERS]), "dpp@3")
     summary["chance"] = {"colour": 0.125, "count": 0.2}
-    summary["floors"] = {"3": {"colour": 0.2, "count": 0.25}, "full": {"colour": 1.0, "count": 0.9}}
+    floors = {"3": {"colour": 0.2, "count": 0.25}, "full": {"colour": 1.0, "count": 0.9}}
+    summary["floors"] = [floors]
     text = render({"splits": [summary]})
     assert "Standard videos: 60 questions" in text
     lines = [line.split() for line in text.splitlines()]

@@ -31,6 +31,7 @@ def test_questions_of_one_video_count_as_one() -> None:
     doubled = paired_difference(ours * 2, theirs * 2, [*range(100), *range(100)])
     assert doubled.points == alone.points == 50
     assert doubled.low == pytest.approx(alone.low)
+    assert doubled.p == alone.p == mcnemar(50, 0)
     assert paired_difference(ours * 2, theirs * 2, list(range(200))).low > alone.low + 2
 
 

@@ -60,7 +60,7 @@ def parse_method(text: str) -> Method:
     """
     if text in _WITHOUT_LAYER:
         return Method(text)
-    match = re.fullmatch(r"([\w-]+)@(\d+)(:last)?", text)
+    match = re.fullmatch(r"([\w.-]+)@(\d+)(:last)?", text)
     if match is None or match[1] not in SELECTORS:
         raise ValueError(f"unknown method {text!r}: expected {GRAMMAR}")
     return Method(text, int(match[2]), match[1], match[3] is not None)

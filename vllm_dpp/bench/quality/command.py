@@ -13,8 +13,10 @@ from vllm_dpp.bench.provenance import one_line, provenance
 from vllm_dpp.bench.quality import options as opt
 from vllm_dpp.bench.quality import plot
 from vllm_dpp.bench.quality.arms import FULL, Arm, make_arms, parse_method
+from vllm_dpp.bench.quality.checkpoints import read_checkpoints
 from vllm_dpp.bench.quality.pictures import draw_kept
-from vllm_dpp.bench.quality.report import pool, render, summarise
+from vllm_dpp.bench.quality.report import render
+from vllm_dpp.bench.quality.results import pool, summarise
 from vllm_dpp.bench.quality.runs import AnswerFile, Run, run_arms
 from vllm_dpp.quality.batches import TEST_SEEDS
 from vllm_dpp.quality.evaluate import SPLITS, held_out_batches, score
@@ -33,16 +35,15 @@ def main(argv: list[str] | None = None) -> int:
     options = opt.parse(argv)
     if options.plot:
         plot.require_matplotlib()
+    checkpoints = read_checkpoints(options.models)
     methods = [parse_method(text) for text in dict.fromkeys(options.methods)]
     if options.threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)  # of the engines' processes
     options.output.mkdir(parents=True, exist_ok=True)
     splits = []
     for split in options.splits:
-        runs = [
-            Run(model, split, options.per_kind, tuple(options.kinds)) for model in options.models
-        ]
-        arms = make_arms(methods, options.budgets, min(run.num_layers for run in runs))
+        runs = [Run(own, split, options.per_kind, tuple(options.kinds)) for own in checkpoints]
+        arms = make_arms(methods, options.budgets, checkpoints[0].num_layers)
         file = AnswerFile(options.output / "answers.jsonl")
         for run in runs:
             run_arms(run, arms, file)
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
             draw_kept(runs[0], shown[-1:], range(options.pictures), path)
     document: dict[str, Any] = {
         "provenance": provenance(opt.MODULE, argv or []),
-        "weights": [Run(model, "", 0, ()).key["weights"] for model in options.models],
+        "weights": [own.weights for own in checkpoints],
         "splits": splits,
     }
     text = render(document)
@@ -74,13 +75,13 @@ def _summary(runs: list[Run], arms: list[Arm], file: AnswerFile, against: str) -
     spec = SPLITS[split]
     return summarise(pooled, against) | {
         "chance": chance_levels(spec, range(TEST_SEEDS.stop - 10_000, TEST_SEEDS.stop)),
-        "floors": _floors(runs[0]),
+        "floors": [_floors(run) for run in runs],
     }
 
 
 def _floors(run: Run) -> Mapping[str, Mapping[str, float]]:
     """By layer K, accuracy by kind with all of the video dropped before K, in plain PyTorch."""
-    model, _ = load_model(run.model)
+    model, _ = load_model(run.checkpoint.folder)
     batches = held_out_batches(SPLITS[run.split], _FLOOR_VIDEOS)
     found = score(model, batches, floors=True)
     depth = max(found)

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from vllm_dpp.bench.cost_model import kv_share, retention_at
 from vllm_dpp.bench.evs_on_cpu import mend_evs_on_cpu
 from vllm_dpp.bench.quality.arms import FRAMES, RESOLUTION, Arm, Engine, Method
+from vllm_dpp.bench.quality.checkpoints import ARCHITECTURE, Checkpoint
 from vllm_dpp.bench.quality.selectors import SELECTORS
 from vllm_dpp.bench.quality.test_set import Asked, TestSet, fewer_frames, smaller_frames
 from vllm_dpp.pruning.budget import num_kept
@@ -24,7 +24,6 @@ from vllm_dpp.serving.settings import SECTION
 from vllm_dpp.toy.tokenizer import VIDEO_PAD
 from vllm_dpp.toy.video import Frames, vllm_video
 
-ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
@@ -62,19 +61,18 @@ class QualityEngine:
     """A running engine.
 
     Args:
-        model: folder of the checkpoint.
+        checkpoint: the model.
         engine: what it must be started with.
         test_set: what it is asked.
-        num_layers: L of the checkpoint.
     """
 
-    def __init__(self, model: Path, engine: Engine, test_set: TestSet, num_layers: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, engine: Engine, test_set: TestSet) -> None:
         os.environ.update(ENVIRONMENT)
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override kv_cache_memory_bytes
         from vllm import LLM  # reads the environment
 
-        self.test_set, self.num_layers = test_set, num_layers
-        self._llm = LLM(str(model), **ENGINE_ARGS, **_own_args(engine))
+        self.test_set, self.num_layers = test_set, checkpoint.num_layers
+        self._llm = LLM(str(checkpoint.folder), **ENGINE_ARGS, **_own_args(engine))
         worker: Any = self._llm.llm_engine.model_executor.driver_worker.worker
         mend_evs_on_cpu(worker)
         self._selector: Any = None

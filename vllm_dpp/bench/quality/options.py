@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vllm_dpp.bench.quality.arms import BUDGETS, DEFAULT_METHODS, GRAMMAR
 from vllm_dpp.quality.evaluate import SPLITS
-from vllm_dpp.quality.model import LEARNED, TRAINED
+from vllm_dpp.quality.model import CHECKPOINTS, LEARNED
 from vllm_dpp.quality.questions import KINDS
 
 MODULE = "vllm_dpp.bench.quality"
@@ -28,7 +28,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--models",
         nargs="+",
         type=Path,
-        default=[TRAINED],
+        default=list(CHECKPOINTS),
         metavar="DIR",
         help="checkpoints trained from different seeds; their answers are pooled",
     )

@@ -46,7 +46,7 @@ def _kept(run: Run, arm: Arm, indices: list[int]) -> list[tuple[np.ndarray, str]
     """In a process of its own."""
     from vllm_dpp.bench.quality.engine import QualityEngine
 
-    engine = QualityEngine(run.model, arm.engine, run.test_set(), run.num_layers)
+    engine = QualityEngine(run.checkpoint, arm.engine, run.test_set())
     found = [engine.kept(arm, index) for index in indices]
     return [(mask.numpy(), answer) for mask, answer in found]
 

@@ -1,6 +1,5 @@
 """Runs the arms, engine by engine, and keeps what they answered in a file."""
 
-import hashlib
 import json
 import multiprocessing
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_dpp.bench.quality.arms import Arm, Engine
+from vllm_dpp.bench.quality.checkpoints import Checkpoint
 from vllm_dpp.bench.quality.test_set import TestSet, make_test_set
 
 
@@ -19,13 +19,13 @@ class Run:
     """One model on one test set.
 
     Args:
-        model: folder of the checkpoint.
+        checkpoint: the model.
         split: of the test set.
         per_kind: questions of each kind.
         kinds: that are asked.
     """
 
-    model: Path
+    checkpoint: Checkpoint
     split: str
     per_kind: int
     kinds: tuple[str, ...]
@@ -35,25 +35,14 @@ class Run:
         return make_test_set(self.split, self.per_kind, self.kinds)
 
     @property
-    def num_layers(self) -> int:
-        """L of the model."""
-        config = json.loads((self.model / "config.json").read_text())
-        return int(config["text_config"]["num_hidden_layers"])
-
-    @property
     def key(self) -> dict[str, Any]:
         """What an answer depends on besides its arm. The model is known by its weights."""
         return {
-            "weights": sha256(self.model / "model.safetensors"),
+            "weights": self.checkpoint.weights,
             "split": self.split,
             "per_kind": self.per_kind,
             "kinds": list(self.kinds),
         }
-
-
-def sha256(path: Path) -> str:
-    """Of a file, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class AnswerFile:
@@ -107,7 +96,7 @@ def _run_engine(run: Run, engine: Engine, arms: Iterable[Arm], file: AnswerFile)
     """In a process of its own."""
     from vllm_dpp.bench.quality.engine import QualityEngine
 
-    started = QualityEngine(run.model, engine, run.test_set(), run.num_layers)
+    started = QualityEngine(run.checkpoint, engine, run.test_set())
     for arm in arms:
         began = time.monotonic()
         answers = started.answer(arm)

@@ -16,7 +16,7 @@ class Difference:
         points: in percent points.
         low: lower end of the 95 % interval.
         high: its upper end.
-        p: of McNemar's exact test, two-sided.
+        p: of the exact sign test on clusters, two-sided: in how many either arm answers more.
     """
 
     points: float
@@ -53,14 +53,15 @@ def paired_difference(
     clusters = len(sizes)
     variance = sum(x * x for x in residuals) * clusters / (clusters - 1) / len(groups) ** 2
     spread = _Z * math.sqrt(variance)
-    only_ours = sum(own and not other for own, other in zip(ours, theirs, strict=True))
-    only_theirs = sum(other and not own for own, other in zip(ours, theirs, strict=True))
-    p = mcnemar(only_ours, only_theirs)
+    p = mcnemar(sum(x > 0 for x in sums.values()), sum(x < 0 for x in sums.values()))
     return Difference(100 * mean, 100 * (mean - spread), 100 * (mean + spread), p)
 
 
 def mcnemar(only_ours: int, only_theirs: int) -> float:
-    """Two-sided exact p of so unequal a split, if either arm is as likely to be the right one."""
+    """Two-sided exact p of so unequal a split, if either arm is as likely to be the right one.
+
+    McNemar's test of questions that are independent; of clusters it is the sign test.
+    """
     total, less = only_ours + only_theirs, min(only_ours, only_theirs)
     tail = sum(math.comb(total, i) for i in range(less + 1))
     return min(1.0, 2 * tail / 2**total)

@@ -17,9 +17,11 @@ def _with(base: PruningConfig, **changes: object) -> PruningConfig:
 
 CONFIGS: dict[str, PruningConfig] = {
     "dpp": PruningConfig(),
-    # One segment for the whole video, by relevance.
+    # One segment for the whole video, by relevance. Softened: by 0.1 where nothing else is said.
     "dpp-none": _with(_ONE, relevance="none"),
     "dpp-softened": _with(_ONE, relevance_sign="positive", relevance_floor=0.1),
+    "dpp-softened-0.3": _with(_ONE, relevance_floor=0.3),
+    "dpp-softened-0.6": _with(_ONE, relevance_floor=0.6),
     "dpp-positive": _with(_ONE, relevance_sign="positive", relevance_floor=0.0),
     "dpp-negated": _with(_ONE, relevance_sign="negative", relevance_floor=0.0),
     # Four segments, by how they share the budget.
