@@ -19,6 +19,9 @@ def draw_curves(log: Path, picture: Path) -> None:
     _draw(below, [r for r in records if "held_out" in r], "held_out")
     below.set(ylabel="right answers, held-out videos", xlabel="step", ylim=(0, 1.02))
     for axes in (above, below):
+        for index, line in enumerate(axes.get_lines()):
+            line.set_color("black" if line.get_label() == "all" else f"C{index % 10}")
+            line.set_linestyle("-" if index < 10 else "--")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="x-small", ncols=4)
     figure.tight_layout()
