@@ -34,7 +34,7 @@ def test_answers_survive_pruning_by_default_and_not_at_random(
     assert arms[ours]["share"] == pytest.approx(budget, abs=0.005)
     assert arms["full"]["accuracy"] >= 0.94  # 95 % or more on many questions; 2 sigma of these
     assert arms[ours]["accuracy"] >= 0.97 * arms["full"]["accuracy"]
-    assert arms[peer]["to_against"]["high"] < -4
+    assert arms[peer]["points_to"][ours]["high"] < -4
     floor = split["floors"][0][str(layer)]
     assert sum(floor.values()) / len(floor) < 0.9  # what was dropped there did matter
     assert (tmp_path / "quality.png").stat().st_size > 10_000

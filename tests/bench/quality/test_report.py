@@ -26,24 +26,24 @@ ANSWERS = {
 
 
 def test_summary() -> None:
-    summary = summarise(pool("standard", KINDS, GROUPS, [ANSWERS]), "dpp@3")
+    summary = summarise(pool("standard", KINDS, GROUPS, [ANSWERS]), ["full", "dpp@3"])
     assert (summary["num_models"], summary["num_questions"]) == (1, 60)
     arms = {(arm["method"], arm["budget"]): arm for arm in summary["arms"]}
     ours = arms["dpp@3", 0.4]
     assert ours["accuracy"] == pytest.approx(50 / 60, abs=1e-4)
     assert ours["kinds"]["colour"]["right"] == 30 and ours["kinds"]["count"]["right"] == 20
     assert ours["low"] < 50 / 60 < ours["high"]
-    assert ours["to_full"]["points"] == pytest.approx(-1000 / 60, abs=1e-3)
-    assert ours["to_full"]["p"] == pytest.approx(2 / 2**10, abs=1e-4)
-    assert "to_against" not in ours and "to_full" not in arms["full", 1.0]
-    assert arms["random@3", 0.4]["to_against"]["points"] == -50.0
-    assert arms["random@3", 0.4]["to_against"]["is_called"]
-    assert "to_against" not in arms["random@3", 0.6]  # ours has no such budget
+    assert ours["points_to"]["full"]["points"] == pytest.approx(-1000 / 60, abs=1e-3)
+    assert ours["points_to"]["full"]["p"] == pytest.approx(2 / 2**10, abs=1e-4)
+    assert list(ours["points_to"]) == ["full"] and not arms["full", 1.0]["points_to"]
+    assert arms["random@3", 0.4]["points_to"]["dpp@3"]["points"] == -50.0
+    assert arms["random@3", 0.4]["points_to"]["dpp@3"]["is_called"]
+    assert "dpp@3" not in arms["random@3", 0.6]["points_to"]  # ours has no such budget
 
 
 def test_kinds_that_the_model_does_not_know_are_left_out() -> None:
     answers = ANSWERS | {("full", 1.0): record("10" * 4 + "11" * 26)}
-    summary = summarise(pool("standard", KINDS, GROUPS, [answers]), "dpp@3")
+    summary = summarise(pool("standard", KINDS, GROUPS, [answers]), ["full", "dpp@3"])
     assert summary["left_out"] == {"count": pytest.approx(26 / 30, abs=1e-4)}
     assert summary["num_questions"] == 30
     arms = {(arm["method"], arm["budget"]): arm for arm in summary["arms"]}
@@ -58,29 +58,31 @@ def test_models_are_pooled_and_a_video_stays_one_cluster() -> None:
     assert len(set(pooled.groups)) == 30
     # The same answers once more make no interval narrower.
     alone, twice = (
-        summarise(pool("standard", KINDS, GROUPS, [ANSWERS] * count), "dpp@3") for count in (1, 2)
+        summarise(pool("standard", KINDS, GROUPS, [ANSWERS] * count), ["full", "dpp@3"])
+        for count in (1, 2)
     )
     for one, same in zip(alone["arms"], twice["arms"], strict=True):
-        if "to_full" in one:
-            assert same["to_full"]["low"] == one["to_full"]["low"]
+        assert [x["low"] for x in same["points_to"].values()] == [
+            x["low"] for x in one["points_to"].values()
+        ]
 
 
 def test_two_models_are_also_shown_one_by_one() -> None:
     other = {key: own | {"right": own["right"][::-1]} for key, own in ANSWERS.items()}
     other["full", 1.0] = record("10" + "1" * 58)
-    summary = summarise(pool("standard", KINDS, GROUPS, [ANSWERS, other]), "dpp@3")
+    summary = summarise(pool("standard", KINDS, GROUPS, [ANSWERS, other]), ["full", "dpp@3"])
     arms = {(arm["method"], arm["budget"]): arm for arm in summary["arms"]}
     assert arms["full", 1.0]["by_model"] == [1.0, pytest.approx(59 / 60, abs=1e-4)]
     assert arms["full", 1.0]["accuracy"] == pytest.approx(119 / 120, abs=1e-4)
-    assert arms["random@3", 0.4]["to_against"]["by_model"] == [-50.0, -50.0]
-    assert arms["random@3", 0.4]["to_against"]["is_called"]
+    assert arms["random@3", 0.4]["points_to"]["dpp@3"]["by_model"] == [-50.0, -50.0]
+    assert arms["random@3", 0.4]["points_to"]["dpp@3"]["is_called"]
     lines = [line.split() for line in render({"splits": [summary]}).splitlines()]
     assert ["full", "100.0", "98.3", "100.0", "98.3"] in lines  # at both budgets
 
 
 def test_a_kind_that_one_of_two_models_does_not_know_is_left_out() -> None:
     other = ANSWERS | {("full", 1.0): record("10" * 4 + "11" * 26)}
-    summary = summarise(pool("standard", KINDS, GROUPS, [ANSWERS, other]), "dpp@3")
+    summary = summarise(pool("standard", KINDS, GROUPS, [ANSWERS, other]), ["full", "dpp@3"])
     assert summary["left_out"] == {"count": pytest.approx(26 / 30, abs=1e-4)}
     assert summary["num_questions"] == 30 and len(summary["arms"][0]["by_model"]) == 2
 
@@ -95,7 +97,7 @@ def test_what_is_called_a_difference() -> None:
 
 
 def test_tables() -> None:
-    summary = summarise(pool("standard", KINDS, GROUPS, [ANSWERS]), "dpp@3")
+    summary = summarise(pool("standard", KINDS, GROUPS, [ANSWERS]), ["full", "dpp@3"])
     summary["chance"] = {"colour": 0.125, "count": 0.2}
     floors = {"3": {"colour": 0.2, "count": 0.25}, "full": {"colour": 1.0, "count": 0.9}}
     summary["floors"] = [floors]

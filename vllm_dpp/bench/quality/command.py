@@ -47,11 +47,11 @@ def main(argv: list[str] | None = None) -> int:
         file = AnswerFile(options.output / "answers.jsonl")
         for run in runs:
             run_arms(run, arms, file)
-        splits.append(_summary(runs, arms, file, options.against))
+        against = [name for name in options.against if name in options.methods]
+        splits.append(_summary(runs, arms, file, against))
         if options.pictures:
-            shown = [arm for arm in arms if arm.method.name == options.against]
             path = options.output / f"kept-{split}.png"
-            draw_kept(runs[0], shown[-1:], range(options.pictures), path)
+            draw_kept(runs[0], _drawn(arms, against), range(options.pictures), path)
     document: dict[str, Any] = {
         "provenance": provenance(opt.MODULE, argv or []),
         "weights": [own.weights for own in checkpoints],
@@ -66,7 +66,19 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _summary(runs: list[Run], arms: list[Arm], file: AnswerFile, against: str) -> dict[str, Any]:
+def _drawn(arms: list[Arm], against: list[str]) -> list[Arm]:
+    """The smallest budget of the first method that chooses tokens."""
+    choosing = [arm for arm in arms if arm.method.layer is not None]
+    for name in against:
+        own = [arm for arm in choosing if arm.method.name == name]
+        if own:
+            return own[-1:]
+    raise ValueError("--pictures are of a SELECTOR@K that is among --methods and --against")
+
+
+def _summary(
+    runs: list[Run], arms: list[Arm], file: AnswerFile, against: list[str]
+) -> dict[str, Any]:
     """One split, with chance levels and floors."""
     test_set, split = runs[0].test_set(), runs[0].split
     wanted = [(arm.method.name, arm.budget) for arm in arms]

@@ -4,13 +4,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from vllm_dpp.bench.quality.arms import BUDGETS, DEFAULT_METHODS, GRAMMAR
+from vllm_dpp.bench.quality.arms import BUDGETS, DEFAULT_METHODS, FULL, GRAMMAR
 from vllm_dpp.quality.evaluate import SPLITS
 from vllm_dpp.quality.model import CHECKPOINTS, LEARNED
 from vllm_dpp.quality.questions import KINDS
 
 MODULE = "vllm_dpp.bench.quality"
-AGAINST = "dpp-softened@3"
+AGAINST = ("dpp-softened@4", "dpp-softened@3", "dpp-none@0", FULL)
 DRAWN = ("full", "evs", "frames", "vidcom2@0", "random@0", "dpp-none@0", "dpp-softened@3")
 
 
@@ -37,7 +37,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--per-kind", type=int, default=110, help="questions of each kind and split")
     add("--methods", nargs="+", default=list(DEFAULT_METHODS), metavar="METHOD", help=GRAMMAR)
     add("--budgets", nargs="+", type=float, default=list(BUDGETS), help="share left, in (0, 1)")
-    add("--against", default=AGAINST, help="the method that the others are compared to")
+    add(
+        "--against",
+        nargs="+",
+        default=list(AGAINST),
+        metavar="METHOD",
+        help="the methods that the others are compared to; --pictures are of the first that runs",
+    )
     add("--output", type=Path, default=Path(".cache/quality"), metavar="DIR", help="of all files")
     add("--threads", type=int, help="of each engine")
     add("--plot", action="store_true", help="draw accuracy against budget")

@@ -1,6 +1,7 @@
 """From the JSON document to tables in Markdown."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -20,11 +21,12 @@ def render(document: Mapping[str, Any]) -> str:
             parts.append(f"Left out, since the unpruned model does not answer them: {named}.")
         parts.append("± is half of Wilson's 95 % interval, which takes questions for independent.")
         parts.append(_fence(_by_budget(split, "right, % (tokens kept)", _accuracy)))
-        parts.append(
-            f"Points to `{split['against']}` at the same budget, with the 95 % interval of paired "
-            "answers, clustered by video; `*` where it is called a difference:"
-        )
-        parts.append(_fence(_by_budget(split, "points", _difference)))
+        for method in split["against"]:
+            parts.append(
+                f"Points to `{method}`, with the 95 % interval of paired answers, clustered by "
+                "video; `*` where it is called a difference:"
+            )
+            parts.append(_fence(_by_budget(split, "points", partial(_difference, to=method))))
         if split["num_models"] > 1:
             parts.append("Right, %, of each model:")
             parts.append(_fence(_by_budget(split, "right, %", _of_each_model)))
@@ -68,8 +70,8 @@ def _of_each_model(arm: Mapping[str, Any]) -> str:
     return " ".join(f"{100 * accuracy:.1f}" for accuracy in arm["by_model"])
 
 
-def _difference(arm: Mapping[str, Any]) -> str | None:
-    found = arm.get("to_against")
+def _difference(arm: Mapping[str, Any], to: str) -> str | None:
+    found = arm["points_to"].get(to)
     if found is None:
         return None
     mark = "*" if found["is_called"] else " "

@@ -86,12 +86,12 @@ def without_unlearned(pooled: Pool) -> tuple[Pool, dict[str, float]]:
     return replace(pooled, kinds=kinds, groups=groups, arms=arms), left_out
 
 
-def summarise(pooled: Pool, against: str) -> dict[str, Any]:
+def summarise(pooled: Pool, against: Sequence[str]) -> dict[str, Any]:
     """Everything about a split, for JSON.
 
     Args:
         pooled: the answers.
-        against: method to which the others are compared at their own budget.
+        against: methods to which the others are compared, at their own budget if they have one.
     """
     pooled, left_out = without_unlearned(pooled)
     return {
@@ -99,17 +99,18 @@ def summarise(pooled: Pool, against: str) -> dict[str, Any]:
         "left_out": left_out,
         "num_models": pooled.num_models,
         "num_questions": len(pooled.kinds) // pooled.num_models,
-        "against": against,
+        "against": list(against),
         "arms": [_summarise_arm(pooled, key, against) for key in pooled.arms],
     }
 
 
-def _summarise_arm(pooled: Pool, key: tuple[str, float], against: str) -> dict[str, Any]:
+def _summarise_arm(pooled: Pool, key: tuple[str, float], against: Sequence[str]) -> dict[str, Any]:
     arm = pooled.arms[key]
     scores = score_kinds(pooled.kinds, arm["right"])
     total = overall(scores)
     low, high = total.interval()
-    summary = {
+    others = {name: (name, 1.0 if name == FULL else key[1]) for name in against}
+    return {
         "method": key[0],
         "budget": key[1],
         "kept": arm["kept"],
@@ -122,11 +123,12 @@ def _summarise_arm(pooled: Pool, key: tuple[str, float], against: str) -> dict[s
             kind: {**asdict(own), "interval": [round(x, 4) for x in own.interval()]}
             for kind, own in scores.items()
         },
+        "points_to": {
+            name: _difference(pooled, key, other)
+            for name, other in others.items()
+            if other in pooled.arms and other != key
+        },
     }
-    for name, other in (("to_full", (FULL, 1.0)), ("to_against", (against, key[1]))):
-        if other in pooled.arms and other != key:
-            summary[name] = _difference(pooled, key, other)
-    return summary
 
 
 def _difference(pooled: Pool, key: tuple[str, float], other: tuple[str, float]) -> dict[str, Any]:
