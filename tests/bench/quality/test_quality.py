@@ -53,6 +53,7 @@ def test_answers_survive_pruning_by_default_and_not_at_random(
     [
         (["--methods", "best@3"], "unknown method 'best@3'"),
         (["--methods", "dpp@9"], "the model has 8 layers"),
+        (["--methods", "full", "evs", "--pictures", "1"], "--pictures are of a SELECTOR@K"),
     ],
 )
 def test_bad_arguments(tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -37,21 +37,22 @@ def main(argv: list[str] | None = None) -> int:
         plot.require_matplotlib()
     checkpoints = read_checkpoints(options.models)
     methods = [parse_method(text) for text in dict.fromkeys(options.methods)]
+    arms = make_arms(methods, options.budgets, checkpoints[0].num_layers)
+    against = [name for name in options.against if name in options.methods]
+    drawn = _drawn(arms, against) if options.pictures else []
     if options.threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)  # of the engines' processes
     options.output.mkdir(parents=True, exist_ok=True)
     splits = []
     for split in options.splits:
         runs = [Run(own, split, options.per_kind, tuple(options.kinds)) for own in checkpoints]
-        arms = make_arms(methods, options.budgets, checkpoints[0].num_layers)
         file = AnswerFile(options.output / "answers.jsonl")
         for run in runs:
             run_arms(run, arms, file)
-        against = [name for name in options.against if name in options.methods]
         splits.append(_summary(runs, arms, file, against))
-        if options.pictures:
+        if drawn:
             path = options.output / f"kept-{split}.png"
-            draw_kept(runs[0], _drawn(arms, against), range(options.pictures), path)
+            draw_kept(runs[0], drawn, range(options.pictures), path)
     document: dict[str, Any] = {
         "provenance": provenance(opt.MODULE, argv or []),
         "weights": [own.weights for own in checkpoints],
