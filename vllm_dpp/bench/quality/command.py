@@ -6,6 +6,7 @@ the same mp4 files through vLLM, at the same share of LM prefill and KV.
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,7 +33,8 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         ValueError: an argument cannot be served.
     """
-    options = opt.parse(argv)
+    arguments = sys.argv[1:] if argv is None else argv
+    options = opt.parse(arguments)
     if options.plot:
         plot.require_matplotlib()
     checkpoints = read_checkpoints(options.models)
@@ -54,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
             path = options.output / f"kept-{split}.png"
             draw_kept(runs[0], drawn, range(options.pictures), path)
     document: dict[str, Any] = {
-        "provenance": provenance(opt.MODULE, argv or []),
+        "provenance": provenance(opt.MODULE, arguments),
         "weights": [own.weights for own in checkpoints],
         "splits": splits,
     }

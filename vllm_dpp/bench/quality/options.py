@@ -4,17 +4,26 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from vllm_dpp.bench.quality.arms import BUDGETS, DEFAULT_METHODS, FULL, GRAMMAR
+from vllm_dpp.bench.quality.arms import BUDGETS, DEFAULT_METHODS, EVS, FRAMES, FULL, GRAMMAR
 from vllm_dpp.quality.evaluate import SPLITS
 from vllm_dpp.quality.model import CHECKPOINTS, LEARNED
 from vllm_dpp.quality.questions import KINDS
 
 MODULE = "vllm_dpp.bench.quality"
 AGAINST = ("dpp-softened@4", "dpp-softened@3", "dpp-none@0", FULL)
-DRAWN = ("full", "evs", "frames", "vidcom2@0", "random@0", "dpp-none@0", "dpp-softened@3")
+DRAWN = (
+    FULL,
+    EVS,
+    FRAMES,
+    "vidcom2@0",
+    "attention@3",
+    "dpp-none@0",
+    "dpp-softened@3",
+    "dpp-softened@4",
+)
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Reads the arguments; wrong ones end the program with status 2."""
     parser = argparse.ArgumentParser(
         prog="vllm-dpp bench quality",

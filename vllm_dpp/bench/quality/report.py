@@ -34,7 +34,9 @@ def render(document: Mapping[str, Any]) -> str:
             parts.append(f"By kind of question, at {budget:g}:")
             parts.append(_fence(_kind_table(split, budget)))
         if "floors" in split:
-            parts.append("Floors: right in % with all of the video dropped before layer K:")
+            parts.append(
+                "Floors: right in % with all of the video dropped before layer K, by model:"
+            )
             parts += [_fence(_floor_table(split, floors)) for floors in split["floors"]]
     return "\n\n".join(parts) + "\n"
 
