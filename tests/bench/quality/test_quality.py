@@ -53,6 +53,8 @@ def test_answers_survive_pruning_by_default_and_not_at_random(
     [
         (["--methods", "best@3"], "unknown method 'best@3'"),
         (["--methods", "dpp@9"], "the model has 8 layers"),
+        (["--against", "dpp-soft@4"], "unknown method 'dpp-soft@4'"),
+        (["--draw", "fulll"], "unknown method 'fulll'"),
         (["--methods", "full", "evs", "--pictures", "1"], "--pictures are of a SELECTOR@K"),
     ],
 )
@@ -74,6 +76,9 @@ def test_models_whose_answers_cannot_be_pooled(tmp_path: Path) -> None:
         main(arguments)
     (other / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForCausalLM"]}))
     with pytest.raises(ValueError, match="is a .'LlamaForCausalLM'., no Qwen2_5_VL"):
+        main(arguments)
+    (other / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="config.json is not JSON"):
         main(arguments)
     (other / "model.safetensors").rename(other / "model-00001-of-00001.safetensors")
     with pytest.raises(ValueError, match="has no model.safetensors; give a folder 'model'"):

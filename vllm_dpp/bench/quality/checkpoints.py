@@ -58,7 +58,10 @@ def _read_checkpoint(folder: Path) -> Checkpoint:
                 f"--models: {folder} has no {name}; give a folder 'model' as "
                 "`python -m vllm_dpp.quality.train` leaves it"
             )
-    config = json.loads((folder / "config.json").read_text())
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise ValueError(f"--models: {folder / 'config.json'} is not JSON: {error}") from error
     if config.get("architectures") != [ARCHITECTURE]:
         raise ValueError(
             f"--models: {folder} is a {config.get('architectures')}, no {ARCHITECTURE}"

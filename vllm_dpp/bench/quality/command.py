@@ -40,6 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     checkpoints = read_checkpoints(options.models)
     methods = [parse_method(text) for text in dict.fromkeys(options.methods)]
     arms = make_arms(methods, options.budgets, checkpoints[0].num_layers)
+    for text in (*options.against, *options.draw):
+        parse_method(text)  # one that does not run is left out, but a wrong name is an error
     against = [name for name in options.against if name in options.methods]
     drawn = _drawn(arms, against) if options.pictures else []
     if options.threads is not None:
