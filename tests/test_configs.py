@@ -7,7 +7,7 @@ import pytest
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from vllm_dpp.serving.families import FAMILIES
+from vllm_dpp.serving.front.families import FAMILIES
 from vllm_dpp.serving.layer_groups import default_prune_layer, wasted_fraction
 from vllm_dpp.serving.settings import ServingSettings
 

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from vllm_dpp.serving.families import family_of
+from vllm_dpp.serving.front.families import family_of
 from vllm_dpp.serving.settings import SECTION, ServingSettings
 
 OVERRIDES = "--hf-overrides"

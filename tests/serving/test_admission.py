@@ -10,8 +10,8 @@ from vllm.platforms import current_platform
 from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import SamplingParams
 
-from vllm_dpp.serving import admission
-from vllm_dpp.serving.admission import KEY, AdmissionRules, PendingPrompt, check_request
+from vllm_dpp.serving.front import admission
+from vllm_dpp.serving.front.admission import KEY, AdmissionRules, PendingPrompt, check_request
 from vllm_dpp.serving.settings import ServingSettings
 
 TURN_END = 9

@@ -5,7 +5,7 @@ import torch
 from vllm.v1.core.kv_cache_utils import _get_kv_cache_groups_uniform_page_size
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
-from vllm_dpp.serving.kv_cache import CompactAttentionSpec
+from vllm_dpp.serving.engine.kv_cache import CompactAttentionSpec
 from vllm_dpp.serving.layer_groups import default_prune_layer, layers_per_group, wasted_fraction
 
 PAGE = {"block_size": 16, "num_kv_heads": 2, "head_size": 64, "dtype": torch.float32}

@@ -11,7 +11,8 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 from vllm.v1.worker import cpu_worker
 
-from vllm_dpp.serving.kv_cache import CompactAttention, CompactAttentionSpec, make_compact
+from vllm_dpp.serving.engine.kv_cache import CompactAttentionSpec
+from vllm_dpp.serving.worker.attention import CompactAttention, make_compact
 
 
 def test_the_version_that_the_cards_describe() -> None:

@@ -10,14 +10,14 @@ from vllm import ModelRegistry
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
 archs, hooks = set(ModelRegistry.get_supported_archs()), dict(MODELS_CONFIG_MAP)
-from vllm_dpp.serving.plugin import register
+from vllm_dpp.serving.front.plugin import register
 
 register()
 register()
 added = set(ModelRegistry.get_supported_archs()) - archs
 assert added == {"DPPQwen2_5_VLForConditionalGeneration"}, added
 assert {k: v for k, v in MODELS_CONFIG_MAP.items() if k not in added} == hooks
-assert "vllm_dpp.serving.models.qwen2_5_vl" not in sys.modules, "models load when they are used"
+assert "vllm_dpp.serving.worker.models.qwen2_5_vl" not in sys.modules, "models load lazily"
 assert "vllm.model_executor.models.qwen2_5_vl" not in sys.modules
 print("fine")
 """
@@ -30,4 +30,4 @@ def test_registering_twice_adds_our_variant_and_loads_no_model() -> None:
 
 def test_vllm_finds_the_entry_point() -> None:
     (found,) = [e for e in entry_points(group="vllm.general_plugins") if e.name == "dpp"]
-    assert found.value == "vllm_dpp.serving.plugin:register"
+    assert found.value == "vllm_dpp.serving.front.plugin:register"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from vllm.engine.arg_utils import EngineArgs
 
-from vllm_dpp.serving.refusals import REFUSALS, refused
+from vllm_dpp.serving.front.refusals import REFUSALS, refused
 
 VARIANT = {"architectures": ["DPPQwen2_5_VLForConditionalGeneration"]}
 
@@ -54,7 +54,7 @@ def sliding_window(config: Any, patch: pytest.MonkeyPatch) -> None:
 
 
 def on_a_gpu(config: Any, patch: pytest.MonkeyPatch) -> None:
-    from vllm_dpp.serving import refusals
+    from vllm_dpp.serving.front import refusals
 
     patch.setattr(refusals, "_is_cpu", lambda: False)
 

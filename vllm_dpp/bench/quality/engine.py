@@ -18,7 +18,7 @@ from vllm_dpp.pruning.budget import num_kept
 from vllm_dpp.quality.packing import AFTER_QUESTION, AFTER_VIDEO, BEFORE_VIDEO
 from vllm_dpp.quality.render import FPS
 from vllm_dpp.quality.shapes import CELL
-from vllm_dpp.serving.families import family_of
+from vllm_dpp.serving.front.families import family_of
 from vllm_dpp.serving.request_plan import RETENTION_RATIO_ARG
 from vllm_dpp.serving.settings import SECTION
 from vllm_dpp.toy.tokenizer import VIDEO_PAD

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vllm_dpp.serving.models import split_decoder
+from vllm_dpp.serving.worker.models import split_decoder
 
 
 class SelectionTimer:

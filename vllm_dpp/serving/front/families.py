@@ -24,7 +24,9 @@ FAMILIES = (
     Family(
         base="Qwen2_5_VLForConditionalGeneration",
         variant="DPPQwen2_5_VLForConditionalGeneration",
-        implementation=("vllm_dpp.serving.models.qwen2_5_vl:DPPQwen2_5_VLForConditionalGeneration"),
+        implementation=(
+            "vllm_dpp.serving.worker.models.qwen2_5_vl:DPPQwen2_5_VLForConditionalGeneration"
+        ),
         turn_end_token="<|im_end|>",
     ),
 )

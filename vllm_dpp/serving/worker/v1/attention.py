@@ -11,8 +11,8 @@ from vllm.v1.attention.backend import (
     subclass_attention_backend,
 )
 
-from vllm_dpp.serving.context import PruningContext
 from vllm_dpp.serving.step import StepLayout
+from vllm_dpp.serving.worker.context import PruningContext
 
 
 @functools.cache

@@ -12,10 +12,10 @@ from vllm.model_executor.models.qwen2_5_vl import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 
-from vllm_dpp.serving.admission import AdmissionProcessorMixin
-from vllm_dpp.serving.context import Grid, PruningContext
-from vllm_dpp.serving.models.split_decoder import SplitDecoder
+from vllm_dpp.serving.front.admission import AdmissionProcessorMixin
 from vllm_dpp.serving.settings import ServingSettings
+from vllm_dpp.serving.worker.context import Grid, PruningContext
+from vllm_dpp.serving.worker.models.split_decoder import SplitDecoder
 
 
 class DPPQwen2_5_VLProcessor(AdmissionProcessorMixin, Qwen2_5_VLMultiModalProcessor):  # noqa: N801
@@ -51,6 +51,6 @@ class DPPQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
     @staticmethod
     def get_model_state_cls():
         """The V2 model runner's seam."""
-        from vllm_dpp.serving.model_state import PruningModelState
+        from vllm_dpp.serving.worker.model_state import PruningModelState
 
         return PruningModelState

@@ -10,8 +10,8 @@ def register() -> None:
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
-    from vllm_dpp.serving.config_hook import PruningConfigHook
-    from vllm_dpp.serving.families import FAMILIES
+    from vllm_dpp.serving.front.config_hook import PruningConfigHook
+    from vllm_dpp.serving.front.families import FAMILIES
 
     known = ModelRegistry.get_supported_archs()
     for family in FAMILIES:

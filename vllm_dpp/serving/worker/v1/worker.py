@@ -2,7 +2,7 @@
 
 from vllm.v1.worker import cpu_worker  # isort: skip  # first: it orders shared-memory imports
 
-from vllm_dpp.serving.v1.runner import PruningCPUModelRunner
+from vllm_dpp.serving.worker.v1.runner import PruningCPUModelRunner
 
 
 class PruningCPUWorker(cpu_worker.CPUWorker):

@@ -18,8 +18,8 @@ from vllm_dpp.pruning.config import PruningConfig
 from vllm_dpp.pruning.pruner import VideoTokens, keep_indices
 from vllm_dpp.pruning.relevance import question_attention
 from vllm_dpp.serving import records
-from vllm_dpp.serving.context import PruningContext
 from vllm_dpp.serving.step import StepLayout, VideoRows
+from vllm_dpp.serving.worker.context import PruningContext
 
 Select = Callable[[Sequence[VideoTokens], PruningConfig], list[torch.Tensor]]
 

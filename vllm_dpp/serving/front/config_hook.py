@@ -9,10 +9,10 @@ from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
-from vllm_dpp.serving.admission import AdmissionRules
-from vllm_dpp.serving.families import family_of
+from vllm_dpp.serving.front.admission import AdmissionRules
+from vllm_dpp.serving.front.families import family_of
+from vllm_dpp.serving.front.refusals import refused
 from vllm_dpp.serving.layer_groups import default_prune_layer, wasted_fraction
-from vllm_dpp.serving.refusals import refused
 from vllm_dpp.serving.settings import SECTION, ServingSettings
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 logger = init_logger("vllm.vllm_dpp")
 
-SCHEDULER = "vllm_dpp.serving.scheduler.make_scheduler"
-CPU_WORKER = "vllm_dpp.serving.v1.worker.PruningCPUWorker"
+SCHEDULER = "vllm_dpp.serving.engine.scheduler.make_scheduler"
+CPU_WORKER = "vllm_dpp.serving.worker.v1.worker.PruningCPUWorker"
 
 
 class PruningConfigHook(VerifyAndUpdateConfig):

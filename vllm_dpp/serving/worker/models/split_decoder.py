@@ -17,9 +17,9 @@ from vllm.model_executor.layers.attention import Attention
 from vllm.sequence import IntermediateTensors
 
 from vllm_dpp.pruning.select import warm_up
-from vllm_dpp.serving.context import PruningContext
-from vllm_dpp.serving.kv_cache import make_compact
-from vllm_dpp.serving.models.selection import VideoSelector
+from vllm_dpp.serving.worker.attention import make_compact
+from vllm_dpp.serving.worker.context import PruningContext
+from vllm_dpp.serving.worker.models.selection import VideoSelector
 
 States = tuple[torch.Tensor, torch.Tensor | None]
 """Hidden states and residual, each [num_rows, D]; the residual is ``None`` before layer 0."""
@@ -102,7 +102,7 @@ class SplitDecoder(nn.Module):
     def _make_compact(self, attention: Attention, *, v2: bool) -> None:
         make_compact(attention)
         if not v2:
-            from vllm_dpp.serving.v1.attention import compact_backend
+            from vllm_dpp.serving.worker.v1.attention import compact_backend
 
             attention.pruning = self.context
             attention.attn_backend = compact_backend(attention.attn_backend)

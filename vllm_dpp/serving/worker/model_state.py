@@ -18,7 +18,7 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.utils import AttentionGroup
 
-from vllm_dpp.serving.kv_cache import CompactAttentionSpec
+from vllm_dpp.serving.engine.kv_cache import CompactAttentionSpec
 from vllm_dpp.serving.step import StepLayout
 
 

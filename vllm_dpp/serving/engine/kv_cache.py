@@ -5,7 +5,6 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from vllm.config import VllmConfig
-from vllm.model_executor.layers.attention import Attention
 from vllm.utils.math_utils import cdiv
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
@@ -108,27 +107,6 @@ class CompactAttentionManager(FullAttentionManager):
         if isinstance(kv_cache_spec, CompactAttentionSpec):
             kv_cache_spec = kv_cache_spec.as_full_attention()
         return super().find_longest_cache_hit(kv_cache_spec=kv_cache_spec, **kwargs)
-
-
-class CompactAttention(Attention):
-    """An attention layer whose KV holds kept tokens only; made by ``make_compact``."""
-
-    def get_kv_cache_spec(self, vllm_config: VllmConfig) -> CompactAttentionSpec:
-        return CompactAttentionSpec.like(super().get_kv_cache_spec(vllm_config))
-
-
-def make_compact(attention: Attention) -> None:
-    """Turn a built attention layer into a compact one, in place.
-
-    vLLM's decoder layers build their attention themselves and take no class for it, so the class of
-    the instance is exchanged; only ``get_kv_cache_spec`` differs.
-
-    Raises:
-        ValueError: The layer's attention is of a class of its own.
-    """
-    if type(attention) is not Attention:
-        raise ValueError(f"cannot prune above an attention layer of type {type(attention)}")
-    attention.__class__ = CompactAttention
 
 
 def register_spec() -> None:

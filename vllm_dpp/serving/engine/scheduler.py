@@ -9,8 +9,8 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
 from vllm_dpp.serving import records
-from vllm_dpp.serving.config_hook import step_budget
-from vllm_dpp.serving.kv_cache import CompactAttentionManager
+from vllm_dpp.serving.engine.kv_cache import CompactAttentionManager
+from vllm_dpp.serving.front.config_hook import step_budget
 from vllm_dpp.serving.plan import PrunePlan
 from vllm_dpp.serving.request_plan import plan_request
 from vllm_dpp.serving.settings import ServingSettings

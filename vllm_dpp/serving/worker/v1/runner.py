@@ -7,9 +7,9 @@ import torch
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
-from vllm_dpp.serving.context import PruningContext
-from vllm_dpp.serving.kv_cache import CompactAttentionSpec
+from vllm_dpp.serving.engine.kv_cache import CompactAttentionSpec
 from vllm_dpp.serving.step import StepLayout
+from vllm_dpp.serving.worker.context import PruningContext
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
