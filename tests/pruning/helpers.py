@@ -33,13 +33,14 @@ def random_video(
     tokens_per_slice: int = 5,
     dim: int = 48,
     num_kept: int = 13,
+    num_tail: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> VideoTokens:
     generator = torch.Generator().manual_seed(seed)
-    num_tokens = num_slices * tokens_per_slice
+    num_tokens = num_slices * tokens_per_slice - num_tail
     features = torch.randn(num_tokens, dim, generator=generator).to(dtype)
     raw = torch.rand(num_tokens, generator=generator)
-    return VideoTokens(features, raw, num_kept, num_slices)
+    return VideoTokens(features, raw, num_kept, num_slices, num_tail)
 
 
 def reference_kernel(features: Tensor, relevance: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ VIDEOS = [
     random_video(1, num_slices=1, num_kept=3),  # fewer segments than ranks
     random_video(2, num_slices=7, tokens_per_slice=9, num_kept=30),
     random_video(3, num_kept=0),
+    random_video(4, num_slices=7, num_tail=8),  # the last slice is gone, the one before cut short
 ]
 
 

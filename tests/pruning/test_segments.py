@@ -70,13 +70,20 @@ def test_scene_ties_cut_earliest_and_clamp_to_the_slices():
     assert scene_offsets(same[:0], 2, 4).tolist() == [0]
 
 
+def test_a_last_slice_that_is_cut_short_counts_by_what_is_there():
+    before, after = torch.eye(4)[:1], torch.eye(4)[1:2]
+    assert scene_offsets(torch.cat([before] * 6 + [after]), 3, 2).tolist() == [0, 6, 7]
+    # Of its three tokens only the first is there, and that is one of the scene before.
+    assert scene_offsets(torch.cat([before] * 3 + [after] * 4), 3, 2).tolist() == [0, 3, 7]
+    assert scene_offsets(torch.ones(2, 4), 3, 2).tolist() == [0, 2]
+
+
 @pytest.mark.parametrize(
     ("shape", "tokens_per_slice", "num_segments", "message"),
     [
         ((8, 3), 0, 2, "tokens_per_slice must be an integer >= 1, got 0"),
         ((8, 3), 2, 0, "num_segments must be an integer >= 1, got 0"),
-        ((8, 3), 3, 2, r"N a multiple of tokens_per_slice = 3, got shape \[8, 3\]"),
-        ((8,), 2, 2, r"got shape \[8\]"),
+        ((8,), 2, 2, r"features must be \[N, D\], got shape \[8\]"),
     ],
 )
 def test_scene_errors(shape, tokens_per_slice, num_segments, message):

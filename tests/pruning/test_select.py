@@ -29,6 +29,7 @@ videos = [
     random_video(1, num_slices=7, tokens_per_slice=9, num_kept=20),
     random_video(2, num_kept=0),
     random_video(3, num_slices=1, tokens_per_slice=4, num_kept=2),
+    random_video(5, num_slices=7, num_tail=8),
 ]
 others = [random_video(4, dtype=dtype, dim=dim) for dtype, dim in
           [(torch.bfloat16, 48), (torch.float64, 48), (torch.float32, 30)]]

@@ -66,7 +66,8 @@ def naive_keep_indices(videos: Sequence["VideoTokens"], config: "PruningConfig")
 def _keep_video(video: "VideoTokens", config: "PruningConfig") -> list[int]:
     features = video.features.double()
     relevance = _relevance(video, config)
-    segments = _segments(features, video.num_slices, config)
+    tokens_per_slice = (len(features) + video.num_tail) // video.num_slices
+    segments = _segments(features, tokens_per_slice, video.num_slices, config)
     lengths = [len(segment) for segment in segments]
     weights = [float(length) for length in lengths]
     if config.budget == "relevance":
@@ -137,34 +138,37 @@ def _relevance(video: "VideoTokens", config: "PruningConfig") -> list[float]:
     return [floor + (1 - floor) * (v - low + 1e-6) / (high - low + 1e-8) for v in raw]
 
 
-def _segments(features: Tensor, num_slices: int, config: "PruningConfig") -> list[list[int]]:
-    """The tokens of each segment."""
-    starts = [t in _cuts(features, num_slices, config) for t in range(num_slices)]
-    tokens_per_slice = len(features) // num_slices
-    segments: list[list[int]] = []
-    for t in range(num_slices):
-        if starts[t] or not segments:
+def _segments(
+    features: Tensor, tokens_per_slice: int, num_slices: int, config: "PruningConfig"
+) -> list[list[int]]:
+    """The tokens of each segment, of those that are there: a tail of the video is not."""
+    cuts = _cuts(features, tokens_per_slice, num_slices, config)
+    segments: list[list[int]] = [[]]
+    for i in range(len(features)):
+        if i % tokens_per_slice == 0 and i // tokens_per_slice in cuts:
             segments.append([])
-        segments[-1].extend(range(t * tokens_per_slice, (t + 1) * tokens_per_slice))
+        segments[-1].append(i)
     return segments
 
 
-def _cuts(features: Tensor, num_slices: int, config: "PruningConfig") -> list[int]:
+def _cuts(
+    features: Tensor, tokens_per_slice: int, num_slices: int, config: "PruningConfig"
+) -> list[int]:
     """The slices at which a new segment starts, without the first."""
-    count = min(config.num_segments, num_slices)
     if config.segment_by == "slices":
         return [t for t in range(1, num_slices) if t % config.slices_per_segment == 0]
     if config.segment_by == "count":
+        count = min(config.num_segments, num_slices)
         return [segment * num_slices // count for segment in range(1, count)]
     if config.segment_by == "one":
         return []
-    means = [part.mean(dim=0) for part in features.chunk(num_slices)]
+    means = [part.mean(dim=0) for part in torch.split(features, tokens_per_slice)]
     cosines = []
     for before, after in zip(means[:-1], means[1:], strict=True):
         lengths = (before.norm() + 1e-8) * (after.norm() + 1e-8)
         cosines.append(float(before @ after / lengths))
     by_similarity = sorted(range(len(cosines)), key=lambda t: cosines[t])
-    return [t + 1 for t in by_similarity[: count - 1]]
+    return [t + 1 for t in by_similarity[: config.num_segments - 1]]
 
 
 def _spectral_mass(features: Tensor, relevance: list[float]) -> float:

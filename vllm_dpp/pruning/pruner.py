@@ -26,8 +26,10 @@ class VideoTokens:
         features: [N, D] float of any dtype, hidden states of the tokens.
         raw_relevance: [N] float on the same device, attention of the question; None selects by
             diversity alone.
-        num_kept: tokens to keep, in [0, N].
-        num_slices: temporal slices, >= 1, a divisor of N.
+        num_kept: tokens to keep of these N, in [0, N].
+        num_slices: temporal slices of the whole video, >= 1, a divisor of N + `num_tail`.
+        num_tail: tokens at the end of the video that the caller keeps in any case and that are
+            not in `features`, >= 0. Segments are those of the whole video as far as N.
 
     Raises:
         ValueError: an argument does not fit. Values are not looked at; see `check_finite`.
@@ -37,6 +39,7 @@ class VideoTokens:
     raw_relevance: Tensor | None
     num_kept: int
     num_slices: int
+    num_tail: int = 0
 
     def __post_init__(self) -> None:
         if self.features.dim() != 2 or not self.features.is_floating_point():
@@ -46,8 +49,10 @@ class VideoTokens:
         if self.num_kept > num_tokens:
             raise ValueError(f"num_kept must be <= N = {num_tokens}, got {self.num_kept}")
         require_integer("num_slices", self.num_slices, minimum=1)
-        if num_tokens % self.num_slices:
-            raise ValueError(f"num_slices must divide N = {num_tokens}, got {self.num_slices}")
+        require_integer("num_tail", self.num_tail, minimum=0)
+        if (num_tokens + self.num_tail) % self.num_slices:
+            whole = f"N + num_tail = {num_tokens} + {self.num_tail}"
+            raise ValueError(f"num_slices must divide {whole}, got {self.num_slices}")
         raw = self.raw_relevance
         if raw is not None and not (raw.shape == (num_tokens,) and raw.is_floating_point()):
             raise ValueError(f"raw_relevance must be [{num_tokens}] float, got {_describe(raw)}")
@@ -57,7 +62,7 @@ class VideoTokens:
     @property
     def tokens_per_slice(self) -> int:
         """Tokens of one temporal slice."""
-        return self.features.shape[0] // self.num_slices
+        return (self.features.shape[0] + self.num_tail) // self.num_slices
 
     def check_finite(self) -> None:
         """Raise `ValueError` on NaN or infinity. Waits for the device."""
@@ -145,12 +150,15 @@ def _relevance(video: VideoTokens, config: PruningConfig) -> Tensor:
 
 
 def _segments(video: VideoTokens, config: PruningConfig) -> Segments:
+    num_tokens = len(video.features)
     if config.segment_by == "scene":
         offsets = scene_offsets(video.features, video.tokens_per_slice, config.num_segments)
-        # Every other segment has at least one slice.
-        longest = (video.num_slices - len(offsets) + 2) * video.tokens_per_slice
-        return Segments(offsets, None, longest)
-    known = segment_offsets(video.num_slices, video.tokens_per_slice, config)
+        # Every other segment has at least one slice, which the tail may have cut short.
+        num_slices = -(-num_tokens // video.tokens_per_slice)
+        longest = (num_slices - len(offsets) + 2) * video.tokens_per_slice
+        return Segments(offsets, None, min(longest, num_tokens))
+    whole = segment_offsets(video.num_slices, video.tokens_per_slice, config)
+    known = [*(offset for offset in whole if offset < num_tokens), num_tokens]
     return Segments.between(known, video.features.device)
 
 

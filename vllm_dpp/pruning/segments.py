@@ -51,7 +51,7 @@ def scene_offsets(features: Tensor, tokens_per_slice: int, num_segments: int) ->
     The similarity of two slices is the cosine of their mean features. Ties cut earliest.
 
     Args:
-        features: [N, D] float, N a multiple of `tokens_per_slice`.
+        features: [N, D] float; the last slice may be cut short, and its mean is of what is there.
         tokens_per_slice: tokens of a slice, >= 1.
         num_segments: segments wanted, >= 1; at most one per slice is made.
 
@@ -63,19 +63,25 @@ def scene_offsets(features: Tensor, tokens_per_slice: int, num_segments: int) ->
     """
     require_integer("tokens_per_slice", tokens_per_slice, minimum=1)
     require_integer("num_segments", num_segments, minimum=1)
-    if features.dim() != 2 or features.shape[0] % tokens_per_slice:
-        raise ValueError(
-            f"features must be [N, D] with N a multiple of tokens_per_slice = {tokens_per_slice}, "
-            f"got shape {list(features.shape)}"
-        )
-    num_slices = len(features) // tokens_per_slice
-    by_slice = features.reshape(num_slices, tokens_per_slice, features.shape[1])
-    unit = unit_rows(by_slice.mean(dim=1, dtype=torch.float32))
+    if features.dim() != 2:
+        raise ValueError(f"features must be [N, D], got shape {list(features.shape)}")
+    unit = unit_rows(_slice_means(features, tokens_per_slice))
     similarity = (unit[:-1] * unit[1:]).sum(dim=1)
-    num_cuts = max(0, min(num_segments, num_slices) - 1)
+    num_cuts = max(0, min(num_segments, len(unit)) - 1)
     cuts = similarity.argsort(stable=True)[:num_cuts].sort().values + 1
-    ends = cuts.new_tensor([0, num_slices]) if num_slices else cuts.new_zeros(1)
-    return torch.cat([ends[:1], cuts, ends[1:]]) * tokens_per_slice
+    ends = cuts.new_tensor([0, len(features)]) if len(unit) else cuts.new_zeros(1)
+    return torch.cat([ends[:1], cuts * tokens_per_slice, ends[1:]])
+
+
+def _slice_means(features: Tensor, tokens_per_slice: int) -> Tensor:
+    """[slices, D] float32 mean features of each slice, the last of which may be cut short."""
+    num_whole = len(features) // tokens_per_slice
+    whole, rest = features.tensor_split([num_whole * tokens_per_slice])
+    by_slice = whole.reshape(num_whole, tokens_per_slice, features.shape[1])
+    means = by_slice.mean(dim=1, dtype=torch.float32)
+    if not len(rest):
+        return means
+    return torch.cat([means, rest.mean(dim=0, keepdim=True, dtype=torch.float32)])
 
 
 @dataclass(frozen=True, eq=False)
