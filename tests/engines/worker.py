@@ -121,7 +121,7 @@ class EngineWorker:
         context = getattr(self.model, "pruning", None)
         return {
             "blocks_held": pool.num_gpu_blocks - 1 - pool.get_num_free_blocks(),
-            "plans_left": len(getattr(scheduler, "plans", ()))
+            "plans_left": len(getattr(scheduler, "planned", ()))
             + (0 if context is None else len(context.requests)),
         }
 

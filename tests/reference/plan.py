@@ -14,14 +14,16 @@ class VideoPlan:
     Args:
         start: position of its first token.
         length: number of its tokens, N.
+        num_tail: how many of them, at its end, stay whatever they show.
         num_slices: number of its time slices.
         decision_point: position d; nothing from d on may influence the choice.
         question: text positions between the video and d.
-        num_kept: number of its tokens that stay, between 1 and N.
+        num_kept: number of its tokens that stay, its tail included, between 1 and N.
     """
 
     start: int
     length: int
+    num_tail: int
     num_slices: int
     decision_point: int
     question: tuple[int, ...]
@@ -29,31 +31,41 @@ class VideoPlan:
 
 
 def plan_videos(
-    prompt: Prompt, retention_ratio: float, block_size: int | None = None
+    prompt: Prompt,
+    retention_ratio: float,
+    block_size: int | None = None,
+    question_free: bool = False,
 ) -> list[VideoPlan]:
     """Plan every video of the prompt, in order of position.
 
-    With `block_size` each turn drops a multiple of it: what follows stays aligned to blocks.
+    With `block_size` each turn drops a multiple of it, and the last video that loses tokens loses
+    none after the last block boundary in it: what follows stays aligned to blocks. Without a
+    question each video is a turn of its own.
     """
     if not 0 < retention_ratio <= 1:
         raise ValueError(f"retention_ratio must be in (0, 1], got {retention_ratio}")
     plans: list[VideoPlan] = []
-    turns = groupby(prompt.videos, key=lambda video: _decision_point(prompt, video))
+    if question_free:
+        turns = groupby(prompt.videos, key=lambda video: video.end)
+    else:
+        turns = groupby(prompt.videos, key=lambda video: _decision_point(prompt, video))
     for decision_point, turn in turns:
         videos = list(turn)
         counts = [num_kept(video.length, retention_ratio) for video in videos]
+        tails = [0] * len(videos)
         if block_size is not None:
-            counts = _round_to_blocks([video.length for video in videos], counts, block_size)
+            counts, tails = _on_blocks(videos, retention_ratio, block_size)
         plans += [
             VideoPlan(
                 start=video.start,
                 length=video.length,
+                num_tail=tail,
                 num_slices=video.grid_thw[0],
                 decision_point=decision_point,
                 question=_question(prompt, video, decision_point),
                 num_kept=count,
             )
-            for video, count in zip(videos, counts, strict=True)
+            for video, count, tail in zip(videos, counts, tails, strict=True)
         ]
     return plans
 
@@ -65,15 +77,26 @@ def num_kept(length: int, retention_ratio: float) -> int:
     return max(1, math.floor(length * retention_ratio + 0.5))
 
 
-def _round_to_blocks(lengths: list[int], counts: list[int], block_size: int) -> list[int]:
-    """Give back tokens, last video first, until a multiple of the block size is dropped."""
-    counts = list(counts)
-    surplus = (sum(lengths) - sum(counts)) % block_size
-    for index in reversed(range(len(counts))):
-        returned = min(surplus, lengths[index] - counts[index])
-        counts[index] += returned
-        surplus -= returned
-    return counts
+def _on_blocks(
+    videos: list[MediaItem], ratio: float, block_size: int
+) -> tuple[list[int], list[int]]:
+    """How many tokens of each video stay, and how many of these are its tail."""
+    lengths = [video.length for video in videos]
+    for last in reversed(range(len(videos))):
+        tails = [0] * len(videos)
+        tails[last] = min(videos[last].end % block_size, lengths[last])
+        counts = [
+            tail + num_kept(length - tail, ratio) if tail < length and i <= last else length
+            for i, (length, tail) in enumerate(zip(lengths, tails, strict=True))
+        ]
+        surplus = (sum(lengths) - sum(counts)) % block_size
+        for i in reversed(range(last + 1)):  # give back, last video first
+            returned = min(surplus, lengths[i] - counts[i])
+            counts[i] += returned
+            surplus -= returned
+        if counts[last] < lengths[last]:
+            return counts, tails
+    return lengths, [0] * len(videos)
 
 
 def _decision_point(prompt: Prompt, video: MediaItem) -> int:

@@ -92,7 +92,8 @@ class Reference:
         if forced_tokens is not None and len(forced_tokens) != max_tokens:
             raise ValueError(f"{max_tokens} tokens are asked for, {len(forced_tokens)} are forced")
 
-        plans = plan_videos(prompt, retention_ratio, block_size)
+        question_free = settings is not None and settings.relevance == "none"
+        plans = plan_videos(prompt, retention_ratio, block_size, question_free)
         media = self.network.media_embeddings(prompt)
         features, relevance = self._evidence(prompt, media, plans, prune_layer)
         if forced_keep is None:
@@ -147,7 +148,7 @@ class Reference:
         features: list[Tensor] = []
         relevance: list[Tensor | None] = []
         for plan in plans:
-            video = slice(plan.start, plan.start + plan.length)
+            video = slice(plan.start, plan.start + plan.length - plan.num_tail)
             features.append(entering[prune_layer][video])
             relevance.append(
                 network.raw_relevance(asked, entering[asked], positions, plan.question, video)
@@ -173,7 +174,10 @@ def _choose(
 ) -> list[int]:
     if plan.num_kept == plan.length:
         return list(range(plan.length))
-    indices = [int(index) for index in select(features, relevance, plan.num_kept, plan.num_slices)]
+    tail = range(plan.length - plan.num_tail, plan.length)
+    wanted = plan.num_kept - len(tail)
+    chosen = select(features, relevance, wanted, plan.num_slices, plan.num_tail)
+    indices = [*(int(index) for index in chosen), *tail]
     if len(indices) != plan.num_kept:
         raise ValueError(f"the plan keeps {plan.num_kept} tokens, but {len(indices)} were chosen")
     return indices

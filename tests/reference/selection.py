@@ -6,8 +6,9 @@ from torch import Tensor
 
 from vllm_dpp.pruning import PruningConfig, VideoTokens, naive_keep_indices
 
-Select = Callable[[Tensor, Tensor | None, int, int], Sequence[int]]
-"""(features [N, hidden], raw relevance [N] or None, num_kept, num_slices) to ascending indices."""
+Select = Callable[[Tensor, Tensor | None, int, int, int], Sequence[int]]
+"""(features [N, hidden], raw relevance [N] or None, num_kept, num_slices, num_tail) to ascending
+indices below N; the tail follows the N tokens and is kept in any case."""
 
 
 def naive_selection(settings: PruningConfig | None = None) -> Select:
@@ -15,10 +16,10 @@ def naive_selection(settings: PruningConfig | None = None) -> Select:
     config = PruningConfig() if settings is None else settings
 
     def select(
-        features: Tensor, raw_relevance: Tensor | None, num_kept: int, num_slices: int
+        features: Tensor, raw_relevance: Tensor | None, num_kept: int, num_slices: int, num_tail: int
     ) -> Sequence[int]:
         relevance = None if raw_relevance is None else raw_relevance.double()
-        video = VideoTokens(features.double(), relevance, num_kept, num_slices)
+        video = VideoTokens(features.double(), relevance, num_kept, num_slices, num_tail)
         return naive_keep_indices([video], config)[0]
 
     return select

@@ -4,8 +4,11 @@ Which tokens are kept depends on data. How many are kept, and therefore every le
 and slot of the upper layers, is a function of the prompt alone. Both sides build the plan from the
 request, so nothing has to be sent between them.
 
-Terms: a *turn* is a stretch of the prompt whose videos share one decision point. Its *atomic range*
-``[start, end)`` runs from its first pruned video to that point and is computed in one step.
+Terms: a *turn* is a stretch of the prompt whose videos share one decision point. Its *range*
+``[start, end)`` runs from its first pruned video to that point. Chunks may end anywhere in it;
+until the decision point is reached the upper layers hold nothing of it, and its rows wait. Past
+``decided``, the end of the last video that loses tokens, every token is kept, so that a
+prefix-cache hit may end there: the turn has then been decided, by whoever filled the cache.
 """
 
 from bisect import bisect_left
@@ -39,25 +42,33 @@ class MediaSpan:
 
 @dataclass(frozen=True, slots=True)
 class PrunedVideo:
-    """One video that loses tokens.
+    """The part of one video that loses tokens: all of it but a short tail.
 
     Args:
-        media_index: Its place in the request's list of media.
         start: First prompt position.
-        length: Tokens in the lower layers.
-        num_kept: Tokens in the upper layers, in [1, length).
+        length: Tokens that are up for selection.
+        num_kept: Tokens of these in the upper layers, in [1, length).
+        num_tail: Tokens of the video after these, which are kept whatever they show.
         question: Text positions between the video and the decision point.
     """
 
-    media_index: int
     start: int
     length: int
     num_kept: int
+    num_tail: int
     question: tuple[Span, ...]
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
 
     @property
     def num_pruned(self) -> int:
         return self.length - self.num_kept
+
+    @property
+    def question_length(self) -> int:
+        return sum(b - a for a, b in self.question)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +83,13 @@ class PrunedTurn:
         return self.videos[0].start
 
     @property
+    def decided(self) -> int:
+        """End of the last pruned video."""
+        return self.videos[-1].end
+
+    @property
     def length(self) -> int:
+        """Rows that wait while the turn is read over several steps."""
         return self.end - self.start
 
     @property
@@ -92,44 +109,53 @@ class PrunePlan:
         return self.turns[0].start
 
     @property
-    def longest_range(self) -> int:
-        """Tokens of the longest atomic range: what one step must be able to hold."""
-        return max(turn.length for turn in self.turns)
+    def num_pruned(self) -> int:
+        """Tokens of the prompt that the upper layers will not hold."""
+        return sum(turn.num_pruned for turn in self.turns)
 
-    def num_pruned(self, num_tokens: int) -> int:
-        """How many of the first ``num_tokens`` tokens the upper layers do not hold.
-
-        Raises:
-            ValueError: ``num_tokens`` ends inside an atomic range, where the answer is undefined.
-        """
+    def compact_length(self, num_tokens: int) -> int:
+        """Upper-layer tokens when the first ``num_tokens`` tokens have been computed."""
         pruned = 0
         for turn in self.turns:
             if num_tokens <= turn.start:
                 break
             if num_tokens < turn.end:
-                raise ValueError(
-                    f"position {num_tokens} is inside the atomic range [{turn.start}, {turn.end})"
-                )
+                return turn.start - pruned
             pruned += turn.num_pruned
-        return pruned
+        return num_tokens - pruned
 
-    def compact_length(self, num_tokens: int) -> int:
-        """Upper-layer tokens of the first ``num_tokens`` tokens."""
-        return num_tokens - self.num_pruned(num_tokens)
-
-    def range_start(self, num_tokens: int) -> int:
-        """The largest chunk end that is at most ``num_tokens`` and splits no atomic range."""
+    def turn_at(self, num_tokens: int) -> PrunedTurn | None:
+        """The turn that is being read when ``num_tokens`` tokens have been computed."""
         for turn in self.turns:
             if turn.start < num_tokens < turn.end:
-                return turn.start
-        return num_tokens
+                return turn
+        return None
 
-    def range_end(self, num_tokens: int) -> int:
-        """The smallest chunk end that is at least ``num_tokens`` and splits no atomic range."""
-        for turn in self.turns:
-            if turn.start < num_tokens < turn.end:
-                return turn.end
-        return num_tokens
+    def turns_in(self, start: int, end: int) -> list[PrunedTurn]:
+        """The turns that are read, in part at least, by a chunk of positions [start, end)."""
+        return [turn for turn in self.turns if start < turn.end and turn.start < end]
+
+    def hit_length(self, num_tokens: int, block_size: int) -> int:
+        """The longest prefix, at most ``num_tokens``, at which a cache hit may end."""
+        for turn in reversed(self.turns):
+            if turn.start < num_tokens < turn.decided:
+                num_tokens = turn.start
+        return num_tokens // block_size * block_size
+
+    def after_hit(self, num_cached: int) -> "PrunePlan":
+        """The plan of a request whose first ``num_cached`` tokens came from the prefix cache.
+
+        A turn that the hit goes past has been decided, even where the hit ends before its
+        decision point: it ends where its pruned tokens end, and nothing of it is left to read.
+        """
+        if num_cached <= self.start:
+            return self
+        return PrunePlan(
+            tuple(
+                replace(turn, end=turn.decided) if turn.decided <= num_cached < turn.end else turn
+                for turn in self.turns
+            )
+        )
 
 
 def build_plan(
@@ -137,7 +163,7 @@ def build_plan(
     media: Sequence[MediaSpan],
     *,
     retention_ratio: float,
-    turn_end_token_id: int,
+    turn_end_token_id: int | None,
     block_size: int | None,
 ) -> PrunePlan | None:
     """Plan the pruning of one prompt.
@@ -146,31 +172,38 @@ def build_plan(
         prompt_token_ids: The expanded prompt, one token per placeholder.
         media: Every image and video, in prompt order.
         retention_ratio: Fraction of each video's tokens to keep, in (0, 1].
-        turn_end_token_id: The token that ends a chat turn.
-        block_size: Tokens in a KV block where prefix caching is on, so that a turn loses whole
-            blocks and positions after it keep their place in a block; ``None`` where it is off.
+        turn_end_token_id: The token that ends a chat turn, after which the videos of the turn are
+            decided; ``None`` decides each video at its own end, without a question.
+        block_size: Tokens in a KV block where prefix caching is on, ``None`` where it is off. A
+            turn then loses whole blocks, so that positions after it keep their place in a block,
+            and its pruned tokens end with a block, so that a hit may end right after them.
 
     Returns:
         The plan, or ``None`` where nothing is pruned.
     """
     turns: dict[int, list[PrunedVideo]] = {}
-    for index, item in enumerate(media):
+    for item in media:
         if not item.is_video:
             continue
-        end = _decision_point(prompt_token_ids, item.end, turn_end_token_id)
+        end = item.end
+        if turn_end_token_id is not None:
+            end = _decision_point(prompt_token_ids, item.end, turn_end_token_id)
         video = PrunedVideo(
-            media_index=index,
             start=item.start,
             length=item.length,
             num_kept=num_kept(item.length, retention_ratio),
+            num_tail=0,
             question=_text_spans(item.end, end, media),
         )
         turns.setdefault(end, []).append(video)
     pruned = []
     for end, videos in turns.items():
-        kept = [v for v in _whole_blocks(videos, block_size) if v.num_pruned]
+        if block_size is not None:
+            videos = _on_blocks(videos, retention_ratio, block_size)
+        kept = tuple(video for video in videos if video.num_pruned)
         if kept:
-            pruned.append(PrunedTurn(videos=tuple(kept), end=end))
+            question_decides = turn_end_token_id is not None
+            pruned.append(PrunedTurn(kept, end if question_decides else kept[-1].end))
     return PrunePlan(tuple(pruned)) if pruned else None
 
 
@@ -197,10 +230,37 @@ def _text_spans(start: int, end: int, media: Sequence[MediaSpan]) -> tuple[Span,
     return tuple(spans)
 
 
-def _whole_blocks(videos: list[PrunedVideo], block_size: int | None) -> list[PrunedVideo]:
+def _on_blocks(
+    videos: list[PrunedVideo], retention_ratio: float, block_size: int
+) -> list[PrunedVideo]:
+    """Keep so much more of a turn that whole blocks are pruned, and the last ends with a block.
+
+    A video that would lose nothing is left out, and the one before it is the last.
+    """
+    while videos:
+        last = _end_with_a_block(videos[-1], retention_ratio, block_size)
+        if last is not None:
+            rounded = _whole_blocks([*videos[:-1], last], block_size)
+            if rounded[-1].num_pruned:
+                return rounded
+        videos = videos[:-1]
+    return []
+
+
+def _end_with_a_block(
+    video: PrunedVideo, retention_ratio: float, block_size: int
+) -> PrunedVideo | None:
+    """The video with the tokens after the last whole block as its tail."""
+    tail = video.end % block_size
+    if tail >= video.length:
+        return None
+    length = video.length - tail
+    kept = num_kept(length, retention_ratio)
+    return replace(video, length=length, num_kept=kept, num_tail=tail)
+
+
+def _whole_blocks(videos: list[PrunedVideo], block_size: int) -> list[PrunedVideo]:
     """Give tokens back, from the last video to the first, until whole blocks are pruned."""
-    if block_size is None:
-        return videos
     surplus = sum(video.num_pruned for video in videos) % block_size
     rounded = []
     for video in reversed(videos):

@@ -32,7 +32,7 @@ class RequestOptions:
 
     @classmethod
     def from_extra_args(cls, extra_args: Mapping[str, Any] | None) -> "RequestOptions":
-        """Read ``SamplingParams.extra_args`` (``vllm_xargs`` over HTTP).
+        """Read ``SamplingParams.extra_args`` (``vllm_xargs`` over HTTP); ``None`` is not asked.
 
         Raises:
             ValueError: An argument with our prefix is unknown or has a bad value.
@@ -41,11 +41,13 @@ class RequestOptions:
         for key in ours:
             if key not in KNOWN_ARGS:
                 close = difflib.get_close_matches(key, KNOWN_ARGS, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
-                raise ValueError(f"unknown request argument {key!r}{hint} Known: {KNOWN_ARGS}")
+                hint = f" (did you mean {close[0]!r}?)" if close else ""
+                raise ValueError(
+                    f"unknown request argument {key!r}{hint}; known: {', '.join(KNOWN_ARGS)}"
+                )
         return cls(
             retention_ratio=_ratio(ours.get(RETENTION_RATIO_ARG)),
-            record=_flag(ours.get(RECORD_ARG, False)),
+            record=_flag(ours.get(RECORD_ARG)),
         )
 
 
@@ -73,7 +75,7 @@ def plan_prompt(
         prompt_token_ids,
         media,
         retention_ratio=settings.retention_ratio if ratio is None else ratio,
-        turn_end_token_id=settings.turn_end,
+        turn_end_token_id=settings.turn_end if settings.reads_question else None,
         block_size=block_size,
     )
 
@@ -84,17 +86,17 @@ def plan_request(
     sampling_params: "SamplingParams | None",
     settings: ServingSettings,
     block_size: int | None,
-) -> PrunePlan | None:
-    """The plan of a request as the scheduler and the workers hold it.
+) -> tuple[PrunePlan | None, RequestOptions]:
+    """The plan of a request as the scheduler and the workers hold it, and what it asked for.
 
     Raises:
         ValueError: The request's arguments are wrong; the front end refuses such requests first.
     """
     if not mm_features or prompt_token_ids is None or sampling_params is None:
-        return None
+        return None, RequestOptions()
     options = RequestOptions.from_extra_args(sampling_params.extra_args)
     media = media_spans((f.modality, f.mm_position) for f in mm_features)
-    return plan_prompt(prompt_token_ids, media, options, settings, block_size)
+    return plan_prompt(prompt_token_ids, media, options, settings, block_size), options
 
 
 def _ratio(value: Any) -> float | None:
@@ -109,6 +111,6 @@ def _ratio(value: Any) -> float | None:
 
 
 def _flag(value: Any) -> bool:
-    if value not in (0, 1, "true", "false"):
+    if value not in (None, 0, 1, "true", "false"):
         raise ValueError(f"{RECORD_ARG} must be true or false, got {value!r}")
     return value in (1, "true")

@@ -1,5 +1,8 @@
 """The server's settings: the pruner's, plus what only serving needs."""
 
+import hashlib
+import json
+from collections import UserDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +33,10 @@ class ServingSettings(PruningConfig):
         turn_end_token_id: Token that ends a chat turn; ``None`` takes the model family's.
         shard_selection: Whether tensor-parallel ranks share out the segments of a video among
             themselves; otherwise each selects in all of them.
+        max_deferred_tokens: Rows of the buffer in which the layer-K inputs of a video that is read
+            over several steps wait for the decision; ``None``: what one request of --max-model-len
+            needs, plus one step. A video whose range (from its first token to the end of the
+            question) is longer is refused with HTTP 400.
     """
 
     prune_layer: int | None = None
@@ -37,6 +44,7 @@ class ServingSettings(PruningConfig):
     record_dir: str | None = None
     turn_end_token_id: int | None = None
     shard_selection: bool = False
+    max_deferred_tokens: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,6 +52,9 @@ class ServingSettings(PruningConfig):
             value = getattr(self, name)
             if value is not None and (not _is_int(value) or value < 0):
                 raise ValueError(f"{name} must be an integer >= 0 or null, got {value!r}")
+        rows = self.max_deferred_tokens
+        if rows is not None and (not _is_int(rows) or rows < 1):
+            raise ValueError(f"max_deferred_tokens must be an integer >= 1 or null, got {rows!r}")
         low = self.min_retention_ratio
         if isinstance(low, bool) or not isinstance(low, int | float) or not 0 < low <= 1:
             raise ValueError(f"min_retention_ratio must be a number in (0, 1], got {low!r}")
@@ -78,6 +89,12 @@ class ServingSettings(PruningConfig):
         """The settings of an engine, resolved by the start-up hook."""
         return cls.from_additional_config(vllm_config.additional_config)
 
+    @classmethod
+    def of_engine(cls, vllm_config: "VllmConfig") -> "ServingSettings | None":
+        """The settings of an engine that prunes, ``None`` for any other engine."""
+        config = vllm_config.additional_config
+        return config.settings if isinstance(config, ResolvedConfig) else None
+
     def as_additional_config(self) -> dict[str, Any]:
         """The inverse of :meth:`from_additional_config`."""
         return {SECTION: asdict(self)}
@@ -92,9 +109,42 @@ class ServingSettings(PruningConfig):
         """``turn_end_token_id`` of an engine that has started."""
         return _resolved("turn_end_token_id", self.turn_end_token_id)
 
+    def deferred_rows(self, vllm_config: "VllmConfig") -> int:
+        """Rows of the buffer for ranges that are read over several steps."""
+        if self.max_deferred_tokens is not None:
+            return self.max_deferred_tokens
+        scheduler = vllm_config.scheduler_config
+        return vllm_config.model_config.max_model_len + scheduler.max_num_batched_tokens
+
+    @property
+    def reads_question(self) -> bool:
+        """Whether videos are decided at the end of their question, and not at their own."""
+        return self.relevance != "none"
+
     @property
     def record_path(self) -> Path | None:
         return None if self.record_dir is None else Path(self.record_dir)
+
+
+class ResolvedConfig(UserDict[str, Any]):
+    """vLLM's ``additional_config`` once the start-up hook has put the resolved settings into it.
+
+    vLLM hashes a plain dictionary into the key of its compile cache; this one says for itself what
+    compiled graphs depend on (``vllm.config.utils.SupportsHash``).
+
+    Args:
+        given: What the user gave, other sections included.
+        settings: The resolved settings.
+    """
+
+    def __init__(self, given: Mapping[str, Any], settings: ServingSettings) -> None:
+        super().__init__({**given, **settings.as_additional_config()})
+        self.settings = settings
+
+    def compute_hash(self) -> str:
+        """Of all sections but ours everything, of ours where the decoder is split."""
+        factors = {**self.data, SECTION: [self.settings.split_layer, self.settings.reads_question]}
+        return hashlib.sha256(json.dumps(factors, sort_keys=True).encode()).hexdigest()
 
 
 def _resolved(name: str, value: int | None) -> int:

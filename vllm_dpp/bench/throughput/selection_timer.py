@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 
-from vllm_dpp.serving.worker.models import split_decoder
-
 
 class SelectionTimer:
     """Times the selection of one model and the decoder passes that contain one.
@@ -27,9 +25,8 @@ class SelectionTimer:
         self._decoders: list[tuple[Any, Any]] = []
         self._selected = 0
         selector = decoder.selector
-        selector.raw_relevance = self._timed(selector.raw_relevance)
-        selector.kept_rows = self._timed(selector.kept_rows)
-        split_decoder._take = self._timed(split_decoder._take)
+        selector.read = self._timed(selector.read)
+        decoder._select = self._timed(decoder._select)
         decoder.register_forward_pre_hook(self._enter)
         decoder.register_forward_hook(self._leave)
 

@@ -12,7 +12,8 @@ from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec, KVCache
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 from vllm.v1.request import Request
 
-from vllm_dpp.serving.plan import PrunePlan
+from vllm_dpp.serving.engine.compact_hashes import HashedAs
+from vllm_dpp.serving.engine.planned_request import PlannedRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +46,18 @@ class CompactAttentionSpec(AttentionSpec):
 
 
 class CompactAttentionManager(FullAttentionManager):
-    """Counts blocks at compact lengths. ``plans`` is set by the scheduler."""
+    """Counts blocks at compact lengths, and caches them under names of their own."""
 
-    plans: Mapping[str, PrunePlan] = {}
+    _requests: Mapping[str, PlannedRequest] | None = None
 
-    def _compact(self, request_id: str, num_tokens: int) -> int:
-        plan = self.plans.get(request_id)
-        return num_tokens if plan is None else plan.compact_length(num_tokens)
+    def attach(self, requests: Mapping[str, PlannedRequest]) -> None:
+        """Learn from the scheduler where it keeps what it knows of pruned requests."""
+        self._requests = requests
+
+    def _planned(self, request_id: str) -> PlannedRequest | None:
+        if self._requests is None:
+            raise RuntimeError("compact KV groups need the scheduler of vllm_dpp")
+        return self._requests.get(request_id)
 
     def get_num_blocks_to_allocate(
         self,
@@ -64,13 +70,24 @@ class CompactAttentionManager(FullAttentionManager):
         apply_admission_cap: bool = False,
         prefill_end: int = 0,
     ) -> int:
+        planned = self._planned(request_id)
+        if planned is not None:
+            num_tokens, total_computed_tokens, num_local_computed_tokens, num_tokens_main_model = (
+                planned.compact_length(n)
+                for n in (
+                    num_tokens,
+                    total_computed_tokens,
+                    num_local_computed_tokens,
+                    num_tokens_main_model,
+                )
+            )
         return super().get_num_blocks_to_allocate(
             request_id,
-            self._compact(request_id, num_tokens),
+            num_tokens,
             new_computed_blocks,
-            self._compact(request_id, total_computed_tokens),
-            self._compact(request_id, num_local_computed_tokens),
-            self._compact(request_id, num_tokens_main_model),
+            total_computed_tokens,
+            num_local_computed_tokens,
+            num_tokens_main_model,
             apply_admission_cap,
             prefill_end,
         )
@@ -78,11 +95,12 @@ class CompactAttentionManager(FullAttentionManager):
     def allocate_new_blocks(
         self, request_id: str, num_tokens: int, num_tokens_main_model: int
     ) -> list[KVCacheBlock]:
-        return super().allocate_new_blocks(
-            request_id,
-            self._compact(request_id, num_tokens),
-            self._compact(request_id, num_tokens_main_model),
-        )
+        planned = self._planned(request_id)
+        if planned is not None:
+            planned.num_allocated = num_tokens
+            num_tokens = planned.compact_length(num_tokens)
+            num_tokens_main_model = planned.compact_length(num_tokens_main_model)
+        return super().allocate_new_blocks(request_id, num_tokens, num_tokens_main_model)
 
     def cache_blocks(
         self,
@@ -92,13 +110,26 @@ class CompactAttentionManager(FullAttentionManager):
         *,
         replay_boundaries: Sequence[int],
     ) -> None:
-        """Register blocks for reuse as far as compact and full positions agree."""
-        plan = self.plans.get(request.request_id)
-        if plan is not None:
-            num_tokens = min(num_tokens, plan.start)
-        super().cache_blocks(
-            request, num_tokens, retention_interval, replay_boundaries=replay_boundaries
+        """Register full blocks for reuse."""
+        planned = self._planned(request.request_id)
+        if planned is None or planned.hashes is None:
+            super().cache_blocks(
+                request, num_tokens, retention_interval, replay_boundaries=replay_boundaries
+            )
+            return
+        cached = self.num_cached_block.get(request.request_id, 0)
+        full = planned.num_full_blocks(num_tokens, self.block_size)
+        if full <= cached:
+            return
+        self.block_pool.cache_full_blocks(
+            request=HashedAs(request, planned.hashes),
+            blocks=self.req_to_blocks[request.request_id],
+            num_cached_blocks=cached,
+            num_full_blocks=full,
+            block_size=self.block_size,
+            kv_cache_group_id=self.kv_cache_group_id,
         )
+        self.num_cached_block[request.request_id] = full
 
     @classmethod
     def find_longest_cache_hit(

@@ -1,16 +1,28 @@
-"""The scheduler: keeps every atomic range in one step and tells the KV managers about plans."""
+"""The scheduler: vLLM's own, which also knows what each request loses.
 
+Chunks are as vLLM makes them. Only where a chunk enters a range that has not been decided, the
+workers must have room for its rows; see ``deferred_rows``.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
+from vllm_dpp.pruning.config import PruningConfig
 from vllm_dpp.serving import records
+from vllm_dpp.serving.engine.compact_hashes import CompactHashes
+from vllm_dpp.serving.engine.deferred_rows import DeferredRows
 from vllm_dpp.serving.engine.kv_cache import CompactAttentionManager
-from vllm_dpp.serving.front.config_hook import step_budget
+from vllm_dpp.serving.engine.planned_request import PlannedRequest
+from vllm_dpp.serving.engine.prefix_hits import longest_hit
 from vllm_dpp.serving.plan import PrunePlan
 from vllm_dpp.serving.request_plan import plan_request
 from vllm_dpp.serving.settings import ServingSettings
@@ -29,64 +41,102 @@ class PruningSchedulerMixin(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.settings = ServingSettings.from_vllm_config(self.vllm_config)
-        self.plans: dict[str, PrunePlan] = {}
-        self.range_limit = min(step_budget(self.vllm_config), self.max_num_scheduled_tokens)
+        self.planned: dict[str, PlannedRequest] = {}
+        self.deferred_rows = DeferredRows(self.settings.deferred_rows(self.vllm_config))
+        self.replays_graphs = (
+            self.vllm_config.compilation_config.cudagraph_mode.has_full_cudagraphs()
+        )
+        self._settings_name = _name_of(self.settings)
+        self._comes_first: Request | None = None
+        pool = self.kv_cache_manager.block_pool
+        if self.kv_cache_manager.enable_caching and pool.hash_block_size != self.block_size:
+            raise ValueError(
+                f"blocks of {self.block_size} tokens are hashed in parts of "
+                f"{pool.hash_block_size}: pruned prompts can only be cached by whole blocks; leave "
+                "the hash block size alone"
+            )
         for manager in self.kv_cache_manager.coordinator.single_type_managers:
             if isinstance(manager, CompactAttentionManager):
-                manager.plans = self.plans
+                manager.attach(self.planned)
 
     def add_request(self, request: Request) -> None:
         """Plan a new request. A request that cannot run is finished with an error, never stuck."""
         if request.request_id not in self.requests:
             try:
-                plan = self._plan(request)
+                self._plan(request)
             except ValueError as error:
                 logger.error("request %s is refused: %s", request.request_id, error)
                 self.encoder_cache_mismatch_reqs.add(request.request_id)
-            else:
-                if plan is not None:
-                    self.plans[request.request_id] = plan
         super().add_request(request)
 
-    def _plan(self, request: Request) -> PrunePlan | None:
-        plan = plan_request(
+    def _plan(self, request: Request) -> None:
+        caching = self.kv_cache_manager.enable_caching
+        plan, options = plan_request(
             request.prompt_token_ids,
             request.mm_features,
             request.sampling_params,
             self.settings,
-            self.block_size if self.kv_cache_manager.enable_caching else None,
+            self.block_size if caching else None,
         )
         if plan is None:
-            return None
-        if plan.longest_range > self.range_limit:
-            raise ValueError(f"{plan.longest_range} tokens do not fit in {self.range_limit}")
+            return
+        longest = max(turn.length for turn in plan.turns)
+        if longest > self.deferred_rows.capacity:
+            raise ValueError(
+                f"a video and its question take {longest} tokens, but only "
+                f"{self.deferred_rows.capacity} can be deferred (dpp.max_deferred_tokens)"
+            )
         if request.resumable:
             raise ValueError("a streaming-input session cannot be pruned")
-        return plan
+        hashes = None
+        if caching:
+            hashes = CompactHashes(request, plan, self.block_size, self._settings_name)
+        self.planned[request.request_id] = PlannedRequest(plan, options, hashes, plan)
 
     def _free_blocks(self, request: Request) -> None:
-        records.write_blocks(
-            self.settings.record_path,
-            request,
-            self.plans.get(request.request_id),
-            self.kv_cache_config.kv_cache_groups,
-            self.kv_cache_manager.get_block_ids(request.request_id),
-        )
+        if self.settings.record_path is not None:
+            planned = self.planned.get(request.request_id)
+            records.write_blocks(
+                self.settings.record_path,
+                request,
+                planned.prompt_plan if planned else None,
+                self.kv_cache_config.kv_cache_groups,
+                self.kv_cache_manager.get_block_ids(request.request_id),
+            )
         super()._free_blocks(request)
-        self.plans.pop(request.request_id, None)
+        self.planned.pop(request.request_id, None)
+        self.deferred_rows.settle(request.request_id, 0)
 
-    def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
-        """End a hit where the first pruned video starts.
+    def _get_local_prefix_cache_hit(
+        self, request: Request, *limits: Any
+    ) -> tuple[KVCacheBlocks, int, int, bool]:
+        """Look a pruned request up by its own rules; its compact blocks have names of their own."""
+        planned = self.planned.get(request.request_id)
+        if planned is None:
+            return super()._get_local_prefix_cache_hit(request, *limits)
+        manager = self.kv_cache_manager
+        if not manager.prefix_cache_lookup_enabled(request):
+            planned.start_at(0)
+            return manager.empty_kv_cache_blocks, 0, 0, False
+        blocks, num_tokens = longest_hit(
+            manager, planned, request.block_hashes, request.num_tokens - 1, self.block_size
+        )
+        planned.start_at(num_tokens)
+        return manager.create_kv_cache_blocks(blocks), num_tokens, 0, False
 
-        Another request may have cached the video unpruned; those upper-layer blocks are not ours.
+    def _ec_transfer_pending(self, request: Request, num_computed_tokens: int) -> bool:
+        """Whether a waiting request is passed over in this step.
+
+        So is one with a video for which the workers have no room: the others go on, it stays
+        first in the queue. (Getting no tokens would stop everybody behind it.)
         """
-        blocks, num_tokens, boundary, diverged = super()._get_local_prefix_cache_hit(request)
-        plan = self.plans.get(request.request_id)
-        if plan is not None and num_tokens > plan.start:
-            num_tokens = plan.start // self.block_size * self.block_size
-            blocks = self.kv_cache_manager.truncate_computed_blocks(blocks, num_tokens)
-            boundary = 0
-        return blocks, num_tokens, boundary, diverged
+        if super()._ec_transfer_pending(request, num_computed_tokens):
+            return True
+        planned = self.planned.get(request.request_id)
+        if planned is None:
+            return False
+        turns = planned.plan.turns_in(num_computed_tokens, request.num_tokens)
+        return bool(turns) and not self.deferred_rows.fits(request.request_id, turns[0].length)
 
     def _try_schedule_encoder_inputs(
         self,
@@ -96,46 +146,69 @@ class PruningSchedulerMixin(Scheduler):
         encoder_compute_budget: int,
         shift_computed_tokens: int = 0,
     ) -> EncoderSchedule:
-        """Shorten a chunk that would end inside an atomic range to the start of the range.
+        """End a chunk before a range for which there is no room, before media are looked at.
 
         This is the last hook that may shorten a chunk, and every request with a video passes it.
-        vLLM may shorten the chunk further for the encoder's sake; then the rule applies again.
         """
         if request.request_id in self.encoder_cache_mismatch_reqs:
             return [], 0, encoder_compute_budget, [], []
-        plan = self.plans.get(request.request_id)
-        while True:
-            if plan is not None:
-                num_new_tokens = self._whole_ranges(
-                    request, plan, num_computed_tokens, num_new_tokens
-                )
-            schedule = super()._try_schedule_encoder_inputs(
-                request,
-                num_computed_tokens,
-                num_new_tokens,
-                encoder_compute_budget,
-                shift_computed_tokens,
+        planned = self.planned.get(request.request_id)
+        if planned is not None:
+            num_new_tokens = self._with_room(
+                request.request_id, planned.plan, num_computed_tokens, num_new_tokens
             )
-            if plan is None or schedule[1] == num_new_tokens:
-                return schedule
-            num_new_tokens = schedule[1]
+            num_new_tokens = self._not_a_single_row(
+                request, planned.plan, num_computed_tokens, num_new_tokens
+            )
+        return super()._try_schedule_encoder_inputs(
+            request,
+            num_computed_tokens,
+            num_new_tokens,
+            encoder_compute_budget,
+            shift_computed_tokens,
+        )
 
-    def _whole_ranges(
-        self, request: Request, plan: PrunePlan, num_computed_tokens: int, num_new_tokens: int
+    def _with_room(self, request_id: str, plan: PrunePlan, start: int, num_tokens: int) -> int:
+        """Tokens of a chunk for whose undecided ranges there is room."""
+        num_rows = 0
+        for turn in plan.turns_in(start, start + num_tokens):
+            num_rows += turn.length
+            if not self.deferred_rows.lend(request_id, num_rows):
+                return max(turn.start - start, 0)
+        return num_tokens
+
+    def _not_a_single_row(
+        self, request: Request, plan: PrunePlan, start: int, num_tokens: int
     ) -> int:
-        """Shorten a chunk so that it splits no atomic range.
+        """Tokens of a chunk that vLLM will not take for a decode while a range is open.
 
-        A request that is not running yet waits for a step that takes it through its range, if such
-        a step will come: starting it with the few tokens before the video would use up what is
-        left of this step's budget on admitting more requests than the KV cache can hold.
+        A batch of single tokens may replay a full CUDA graph, in which nothing can be deferred or
+        decided. So one token of a range is not computed alone, nor is one left over; the request
+        waits for the next step, in which it comes first.
         """
-        end = num_computed_tokens + num_new_tokens
-        boundary = plan.range_start(end)
-        if boundary < end and request.status != RequestStatus.RUNNING:
-            through = plan.range_end(end) - num_computed_tokens
-            if through <= self.range_limit - len(self.running):
-                return 0
-        return boundary - num_computed_tokens
+        turns = plan.turns_in(start, start + num_tokens)
+        if not self.replays_graphs or not turns:
+            return num_tokens
+        if start + num_tokens == turns[-1].end - 1 == request.num_tokens - 1:
+            num_tokens -= 1
+        if num_tokens > 1:
+            return num_tokens
+        self._comes_first = request
+        return 0
+
+    def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
+        super()._update_after_schedule(scheduler_output)
+        if self._comes_first in self.running:
+            self.running.remove(self._comes_first)
+            self.running.insert(0, self._comes_first)
+        self._comes_first = None
+        for request_id in list(self.deferred_rows.held):
+            request, num_rows = self.requests[request_id], 0
+            if request.status == RequestStatus.RUNNING:
+                turn = self.planned[request_id].plan.turn_at(request.num_computed_tokens)
+                num_rows = turn.length if turn else 0
+            self.deferred_rows.settle(request_id, num_rows)
+        self.deferred_rows.end_step()
 
 
 class PruningScheduler(PruningSchedulerMixin, Scheduler):
@@ -151,3 +224,10 @@ def make_scheduler(vllm_config: "VllmConfig", *args: Any, **kwargs: Any) -> Sche
     is_async = vllm_config.scheduler_config.async_scheduling
     cls = PruningAsyncScheduler if is_async else PruningScheduler
     return cls(vllm_config, *args, **kwargs)
+
+
+def _name_of(settings: ServingSettings) -> bytes:
+    """Names what kept tokens depend on beside the prompt and the request's own choice."""
+    choice = {f.name for f in fields(PruningConfig)} - {"retention_ratio"} | {"prune_layer"}
+    values = {name: value for name, value in asdict(settings).items() if name in choice}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).digest()

@@ -1,17 +1,21 @@
 """What model runner and model share on one worker: plans of live requests, and the next step.
 
-The runner fills it (``add_request``, ``prepare_step``), the model's forward pass takes the layout
-(``take_layout``). One context belongs to one model; nothing is global.
+The runner fills it (``add_request``, ``prepare_step``, ``set_passes``), the model's forward pass
+takes the layout (``take_layout``). One context belongs to one model; nothing is global.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from vllm.forward_context import get_forward_context
 
 from vllm_dpp.serving.plan import PrunePlan
-from vllm_dpp.serving.request_plan import RequestOptions, plan_request
+from vllm_dpp.serving.request_plan import plan_request
 from vllm_dpp.serving.settings import ServingSettings
 from vllm_dpp.serving.step import ScheduledRequest, StepLayout, lay_out
+from vllm_dpp.serving.worker.range_buffer import RangeBuffer
 
 if TYPE_CHECKING:
     from vllm.multimodal.inputs import MultiModalFeatureSpec
@@ -21,19 +25,29 @@ Grid = tuple[int, int, int]
 """Slices, rows and columns of a video's tokens."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PrunedRequest:
     """A live request that loses tokens.
 
     Args:
-        plan: Its prune plan.
+        prompt_plan: What its prompt says.
+        plan: ``prompt_plan`` after its last prefix-cache hit.
         grids: The token grid of each of its media, by first prompt position.
         record: Whether it asked for a record.
     """
 
+    prompt_plan: PrunePlan
     plan: PrunePlan
     grids: dict[int, Grid]
     record: bool
+
+
+PassInputs = Callable[[], tuple[dict[str, Any], dict[str, Any]]]
+"""Attention metadata and slot mappings of one upper pass, by layer name.
+
+It is called when the pass is about to run, since a backend may keep what it built last in buffers
+of its own.
+"""
 
 
 class PruningContext:
@@ -50,13 +64,32 @@ class PruningContext:
         """
         self.settings = settings
         self.requests: dict[str, PrunedRequest] = {}
-        self.block_size: int | None = None
         self._grids_of = grids_of
+        self._buffer: RangeBuffer | None = None
+        self._block_size: int | None = None
+        self._max_rows = 0
         self._layout: StepLayout | None = None
+        self.passes: Sequence[PassInputs] = ()
 
-    def set_block_size(self, block_size: int | None) -> None:
-        """KV block size where prefix caching is on, else ``None``: as the scheduler plans."""
-        self.block_size = block_size
+    def attach(self, buffer: RangeBuffer) -> None:
+        """Called by the model, which owns the buffer."""
+        self._buffer = buffer
+
+    def configure(self, *, block_size: int | None, max_rows: int) -> None:
+        """Called by the runner once the KV cache is known.
+
+        Args:
+            block_size: KV block size where prefix caching is on, else ``None``: as the scheduler
+                plans.
+            max_rows: Rows that one pass of the upper layers can take.
+        """
+        self._block_size, self._max_rows = block_size, max_rows
+
+    @property
+    def buffer(self) -> RangeBuffer:
+        if self._buffer is None:
+            raise RuntimeError("the model has not attached its range buffer")
+        return self._buffer
 
     def add_request(
         self,
@@ -64,35 +97,62 @@ class PruningContext:
         prompt_token_ids: Sequence[int] | None,
         mm_features: Sequence["MultiModalFeatureSpec"],
         sampling_params: "SamplingParams | None",
+        num_cached: int,
     ) -> None:
-        """Plan a request that arrives on this worker, again after a preemption."""
-        self.requests.pop(request_id, None)
-        plan = plan_request(
-            prompt_token_ids, mm_features, sampling_params, self.settings, self.block_size
+        """Plan a request that starts on this worker, or starts again after a preemption.
+
+        Args:
+            request_id: vLLM's internal request id.
+            prompt_token_ids: The expanded prompt.
+            mm_features: Its media.
+            sampling_params: Hold what the request chose.
+            num_cached: Tokens that the prefix cache supplies.
+        """
+        self.remove_request(request_id)
+        plan, options = plan_request(
+            prompt_token_ids, mm_features, sampling_params, self.settings, self._block_size
         )
-        if plan is not None and sampling_params is not None:
-            options = RequestOptions.from_extra_args(sampling_params.extra_args)
-            grids = self._grids_of(mm_features)
-            self.requests[request_id] = PrunedRequest(plan, grids, options.record)
+        if plan is None:
+            return
+        self.requests[request_id] = PrunedRequest(
+            plan, plan.after_hit(num_cached), self._grids_of(mm_features), options.record
+        )
+
+    def restart_request(self, request_id: str, num_cached: int) -> None:
+        """A request that this worker knows starts again after a preemption."""
+        request = self.requests.get(request_id)
+        if request is not None:
+            request.plan = request.prompt_plan.after_hit(num_cached)
+
+    def preempt_request(self, request_id: str) -> None:
+        """A request has lost its KV blocks: what it had stored is of no use."""
+        if request_id in self.requests:
+            self.buffer.release_request(request_id)
 
     def remove_request(self, request_id: str) -> None:
-        self.requests.pop(request_id, None)
+        if self.requests.pop(request_id, None) is not None:
+            self.buffer.release_request(request_id)
 
     def prepare_step(self, batch: Iterable[tuple[str, int, int]]) -> StepLayout | None:
         """Lay out the next step from (request id, tokens computed, tokens scheduled) triples."""
-        self._layout = None
+        self._layout, self.passes = None, ()
         if self.requests:
             self._layout = lay_out(
                 [
                     ScheduledRequest(request_id, self._plan(request_id), computed, scheduled)
                     for request_id, computed, scheduled in batch
-                ]
+                ],
+                self._max_rows,
             )
         return self._layout
 
     def _plan(self, request_id: str) -> PrunePlan | None:
         request = self.requests.get(request_id)
         return None if request is None else request.plan
+
+    def set_passes(self, passes: Sequence[PassInputs]) -> None:
+        """What each upper pass of the next step reads."""
+        self.passes = passes
 
     @property
     def layout(self) -> StepLayout | None:
@@ -103,3 +163,20 @@ class PruningContext:
         """The layout, once: a dummy run that follows finds none."""
         layout, self._layout = self._layout, None
         return layout
+
+    @contextmanager
+    def upper_pass(self, number: int) -> Iterator[None]:
+        """The upper layers' view of one pass, in vLLM's forward context.
+
+        See ``patches/forward-context.md``.
+        """
+        context = get_forward_context()
+        attn_metadata, slot_mapping = self.passes[number]()
+        before = context.attn_metadata, context.slot_mapping
+        assert isinstance(context.attn_metadata, dict) and isinstance(context.slot_mapping, dict)
+        context.attn_metadata = context.attn_metadata | attn_metadata
+        context.slot_mapping = context.slot_mapping | slot_mapping
+        try:
+            yield
+        finally:
+            context.attn_metadata, context.slot_mapping = before

@@ -5,6 +5,7 @@ attention backend of ours.
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.utils import AttentionGroup
 
 from vllm_dpp.serving.engine.kv_cache import CompactAttentionSpec
-from vllm_dpp.serving.step import StepLayout
+from vllm_dpp.serving.step import StepLayout, UpperPass
 
 
 class PruningModelState(DefaultModelState):
@@ -42,6 +43,7 @@ class PruningModelState(DefaultModelState):
             new_req_data.prompt_token_ids,
             new_req_data.mm_features,
             new_req_data.sampling_params,
+            new_req_data.num_computed_tokens,
         )
 
     def remove_request(self, req_id: str) -> None:
@@ -57,8 +59,10 @@ class PruningModelState(DefaultModelState):
             i for i, spec in enumerate(specs) if isinstance(spec, CompactAttentionSpec)
         ]
         caching = self.vllm_config.cache_config.enable_prefix_caching
-        block_size = specs[self.compact_groups[0]].block_size
-        self.pruning.set_block_size(block_size if caching else None)
+        self.pruning.configure(
+            block_size=specs[self.compact_groups[0]].block_size if caching else None,
+            max_rows=self.vllm_config.scheduler_config.max_num_batched_tokens,
+        )
         self.block_tables = block_tables
         self.slot_mappings = torch.zeros_like(block_tables.slot_mappings)
 
@@ -74,31 +78,49 @@ class PruningModelState(DefaultModelState):
     ) -> dict[str, Any]:
         """Attention metadata of every layer; see the class."""
 
-        def build(batch: InputBatch, compact: bool | None) -> dict[str, Any]:
+        def build(
+            batch: InputBatch,
+            mode: CUDAGraphMode,
+            compact: bool | None,
+            tables: tuple[torch.Tensor, ...] = block_tables,
+            slots: torch.Tensor = slot_mappings,
+        ) -> dict[str, Any]:
             groups = [
                 group if compact is None or compact == (i in self.compact_groups) else []
                 for i, group in enumerate(attn_groups)
             ]
             return super(PruningModelState, self).prepare_attn(
-                batch,
-                cudagraph_mode,
-                block_tables,
-                slot_mappings,
-                groups,
-                kv_cache_config,
-                **kwargs,
+                batch, mode, tables, slots, groups, kv_cache_config, **kwargs
             )
 
+        def build_pass(one: UpperPass) -> tuple[dict[str, Any], dict[str, Any]]:
+            batch = self._batch_of(input_batch, one)
+            slots = self._slots(batch)
+            which = async_tensor_h2d(one.requests, device=self.device)
+            tables = tuple(table[which] for table in block_tables)
+            metadata = build(batch, CUDAGraphMode.NONE, True, tables, slots)
+            groups = kv_cache_config.kv_cache_groups
+            names = {name: i for i in self.compact_groups for name in groups[i].layer_names}
+            return metadata, {name: slots[i, : one.num_rows] for name, i in names.items()}
+
         layout = self._layout(input_batch)
-        if layout is None and cudagraph_mode != CUDAGraphMode.FULL:
-            return build(input_batch, None)
-        metadata = build(input_batch, compact=False)
+        full_graph = cudagraph_mode == CUDAGraphMode.FULL
+        if layout is None and not full_graph:
+            return build(input_batch, cudagraph_mode, None)
+        metadata = build(input_batch, cudagraph_mode, compact=False)
         if layout is None:
-            compact_batch = self._in_own_buffers(input_batch)
+            batch = self._in_own_buffers(input_batch)
+        elif layout.is_plain:
+            batch = self._compact(input_batch, layout, full_graph)
+            slots = self._slots(batch, layout.passes[0].positions())
+            for group in self.compact_groups:  # in place: the forward context holds views
+                slot_mappings[group].copy_(slots[group, : slot_mappings.shape[1]])
         else:
-            compact_batch = self._compact(input_batch, layout, cudagraph_mode)
-            self._map_slots(compact_batch, layout, slot_mappings)
-        return metadata | build(compact_batch, compact=True)
+            if full_graph:
+                raise RuntimeError("a step that reads a video cannot replay a full CUDA graph")
+            self.pruning.set_passes([partial(build_pass, one) for one in layout.passes])
+            return metadata
+        return metadata | build(batch, cudagraph_mode, compact=True)
 
     def _layout(self, batch: InputBatch) -> StepLayout | None:
         return self.pruning.prepare_step(
@@ -110,6 +132,18 @@ class PruningModelState(DefaultModelState):
             )
         )
 
+    def _slots(self, batch: InputBatch, positions: np.ndarray | None = None) -> torch.Tensor:
+        """[groups, T] slots of the batch's rows, the rest is padding; overwritten by the next."""
+        return self.block_tables.compute_slot_mappings(
+            batch.idx_mapping,
+            batch.query_start_loc[: batch.num_reqs + 1],
+            batch.positions
+            if positions is None
+            else async_tensor_h2d(positions, device=self.device),
+            self.slot_mappings.shape[1],
+            out=self.slot_mappings,
+        )
+
     def _in_own_buffers(self, batch: InputBatch) -> InputBatch:
         """The batch as it is, in the buffers that a full graph was captured with."""
         n = batch.num_reqs_after_padding
@@ -119,46 +153,46 @@ class PruningModelState(DefaultModelState):
             batch, query_start_loc=self.query_start_loc[: n + 1], seq_lens=self.seq_lens[:n]
         )
 
-    def _compact(
-        self, batch: InputBatch, layout: StepLayout, cudagraph_mode: CUDAGraphMode
-    ) -> InputBatch:
-        """The batch as the upper layers see it: fewer rows, shorter sequences."""
+    def _compact(self, batch: InputBatch, layout: StepLayout, full_graph: bool) -> InputBatch:
+        """The batch as the upper layers see it where every row goes up: shorter sequences."""
         n, padded = batch.num_reqs, batch.num_reqs_after_padding
-        starts = np.full(padded + 1, layout.num_compact_rows, np.int32)
-        starts[: n + 1] = layout.query_start_loc
         pruned = np.zeros(padded, np.int32)
         pruned[:n] = layout.num_pruned
-        async_tensor_h2d(starts, out=self.query_start_loc[: padded + 1])
+        self.query_start_loc[: padded + 1].copy_(batch.query_start_loc[: padded + 1])
         seq_lens = batch.seq_lens[:padded] - async_tensor_h2d(pruned, device=self.device)
         self.seq_lens[:padded].copy_(seq_lens)
         upper_bound = batch.seq_lens_cpu_upper_bound.clone()
         upper_bound[:padded] -= torch.from_numpy(pruned)
-        positions = async_tensor_h2d(layout.compact_positions(), device=self.device)
-        full_graph = cudagraph_mode == CUDAGraphMode.FULL
+        positions = batch.positions
+        if not full_graph:
+            positions = async_tensor_h2d(layout.passes[0].positions(), device=self.device)
         return replace(
             batch,
-            num_tokens=layout.num_compact_rows,
-            num_scheduled_tokens=layout.num_scheduled,
             query_start_loc=self.query_start_loc[: padded + 1],
-            query_start_loc_np=starts,
             seq_lens=self.seq_lens[:padded],
             seq_lens_cpu_upper_bound=upper_bound,
-            positions=batch.positions if full_graph else positions,
-            max_query_len=batch.max_query_len if full_graph else None,
+            positions=positions,
         )
 
-    def _map_slots(
-        self, batch: InputBatch, layout: StepLayout, slot_mappings: torch.Tensor
-    ) -> None:
-        """Overwrite the compact groups' slots in place: the forward context holds views of them."""
-        positions = async_tensor_h2d(layout.compact_positions(), device=self.device)
-        width = slot_mappings.shape[1]
-        slots = self.block_tables.compute_slot_mappings(
-            batch.idx_mapping,
-            batch.query_start_loc[: batch.num_reqs + 1],
-            positions,
-            width,
-            out=self.slot_mappings,
+    def _batch_of(self, batch: InputBatch, one: UpperPass) -> InputBatch:
+        """The requests and rows of one pass."""
+        n, seq_lens = len(one.requests), one.seq_lens
+        which = async_tensor_h2d(one.requests, device=self.device)
+        return replace(
+            batch,
+            req_ids=[batch.req_ids[i] for i in one.requests],
+            num_reqs=n,
+            num_reqs_after_padding=n,
+            idx_mapping=batch.idx_mapping[which],
+            idx_mapping_np=batch.idx_mapping_np[one.requests],
+            num_tokens=one.num_rows,
+            num_tokens_after_padding=one.num_rows,
+            num_scheduled_tokens=one.num_scheduled,
+            query_start_loc=async_tensor_h2d(one.query_start_loc, device=self.device),
+            query_start_loc_np=one.query_start_loc,
+            seq_lens=async_tensor_h2d(seq_lens, device=self.device),
+            seq_lens_cpu_upper_bound=torch.from_numpy(seq_lens),
+            is_prefilling_np=batch.is_prefilling_np[one.requests],
+            positions=async_tensor_h2d(one.positions(), device=self.device),
+            max_query_len=None,
         )
-        for group in self.compact_groups:
-            slot_mappings[group].copy_(slots[group])

@@ -1,4 +1,4 @@
-"""Question-aware selection inside the forward pass: from rows of one batch to kept rows.
+"""Question-aware selection inside the forward pass: what each video of a step keeps.
 
 No host synchronisation: lengths come from the layout, indices stay on the device.
 """
@@ -18,17 +18,20 @@ from vllm_dpp.pruning.config import PruningConfig
 from vllm_dpp.pruning.pruner import VideoTokens, keep_indices
 from vllm_dpp.pruning.relevance import question_attention
 from vllm_dpp.serving import records
-from vllm_dpp.serving.step import StepLayout, VideoRows
+from vllm_dpp.serving.plan import PrunedVideo
+from vllm_dpp.serving.step import RangeRows
 from vllm_dpp.serving.worker.context import PruningContext
 
 Select = Callable[[Sequence[VideoTokens], PruningConfig], list[torch.Tensor]]
+States = tuple[torch.Tensor, torch.Tensor | None]
+"""Hidden states and residual, each [num_rows, D]; the residual is ``None`` before layer 0."""
 
 
 class VideoSelector:
-    """Decides which rows of a batch go on to the upper layers.
+    """Reads what questions look at, and decides what each video keeps.
 
     Args:
-        context: Plans, grids and settings of this worker.
+        context: Plans, grids, settings and the buffer of this worker.
     """
 
     def __init__(self, context: PruningContext) -> None:
@@ -39,102 +42,153 @@ class VideoSelector:
 
     @property
     def needs_relevance(self) -> bool:
-        return self.context.settings.relevance != "none"
+        return self.context.settings.reads_question
 
-    def raw_relevance(
-        self,
-        layer: Any,
-        positions: torch.Tensor,
-        hidden_states: torch.Tensor,
-        residual: torch.Tensor | None,
-        layout: StepLayout,
+    def read(
+        self, layer: Any, positions: torch.Tensor, states: States, part: RangeRows
     ) -> list[torch.Tensor]:
-        """How much attention each question pays to its video's tokens in ``layer``.
+        """Add the attention that this step's question rows pay to each video of their turn.
 
         Args:
             layer: The decoder layer that is about to run on these inputs.
             positions: [..., num_rows] RoPE positions.
-            hidden_states: [num_rows, D] input of ``layer``.
-            residual: [num_rows, D], or ``None`` before the first layer.
-            layout: The step's layout.
+            states: Input of ``layer``.
+            part: What this step has of the range.
 
         Returns:
-            One [num_tokens] float32 tensor for each video of the layout.
+            For each video [length] float32, the raw relevance so far; complete when the range is
+            decided. Nothing before.
         """
-        return [
-            _question_attention(layer, positions, hidden_states, residual, rows)
-            for rows in layout.videos
-        ]
+        rows = slice(part.row, part.row + part.num_rows)
+        query, key = _queries_and_keys(layer, positions[..., rows], _take(states, rows))
+        keys, seen, at = self._accumulators(part, key)
+        complete = []
+        for video in part.turn.videos:
+            place = at(*part.place_of(video))
+            asked = _asked(part, video, query)
+            if len(asked):
+                seen[place] += _attention(layer, asked, keys[place], video)
+            if part.is_decided:
+                complete.append(_all_reduce(seen[place]))
+        return complete
 
-    def kept_rows(
+    def _accumulators(
+        self, part: RangeRows, key: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, Callable[[int, int], Any]]:
+        """Keys and relevance so far of a range, and how to index both by spans of offsets."""
+        if part.is_whole:
+            relevance = key.new_zeros(part.turn.length, dtype=torch.float32)
+            return key, relevance, lambda start, end: slice(start, end)
+        buffer, stored = self.context.buffer, self.context.buffer.rows_of(part.key)
+        new = stored[part.first : part.end]
+        buffer.keys[new] = key
+        buffer.relevance[new] = 0
+        return buffer.keys, buffer.relevance, lambda start, end: stored[start:end]
+
+    def kept(
         self,
-        hidden_states: torch.Tensor,
-        residual: torch.Tensor | None,
-        raw_relevance: Sequence[torch.Tensor] | None,
-        layout: StepLayout,
-    ) -> torch.Tensor:
-        """[num_compact_rows] int64, ascending: the rows that enter layer K."""
-        videos = []
-        for i, rows in enumerate(layout.videos):
-            request = self.context.requests[rows.request_id]
-            videos.append(
-                VideoTokens(
-                    features=_stream(hidden_states, residual, rows.start, rows.end),
-                    raw_relevance=None if raw_relevance is None else raw_relevance[i],
-                    num_kept=rows.video.num_kept,
-                    num_slices=request.grids[rows.video.start][0],
-                )
-            )
-        kept = [_agree(indices) for indices in self.select(videos, self.context.settings)]
-        self._record(layout, kept)
-        return _splice(layout, kept, hidden_states.device)
+        features: Callable[[int, PrunedVideo], torch.Tensor],
+        parts: Sequence[RangeRows],
+        relevance: Sequence[Sequence[torch.Tensor]] | None,
+    ) -> list[list[torch.Tensor]]:
+        """What the decided ranges keep.
 
-    def _record(self, layout: StepLayout, kept: Sequence[torch.Tensor]) -> None:
+        Args:
+            features: Reads the [length, D] residual stream of a video of a range, by the range's
+                number, as it enters layer K.
+            parts: The decided ranges.
+            relevance: For each of them the raw relevance of its videos.
+
+        Returns:
+            For each range and video [num_kept] int64 on the device, ascending, counted from the
+            video's first token.
+        """
+        videos = [
+            VideoTokens(
+                features=features(i, video),
+                raw_relevance=None if relevance is None else relevance[i][j],
+                num_kept=video.num_kept,
+                num_slices=self.context.requests[part.request_id].grids[video.start][0],
+                num_tail=video.num_tail,
+            )
+            for i, part in enumerate(parts)
+            for j, video in enumerate(part.turn.videos)
+        ]
+        chosen = [_agree(indices) for indices in self.select(videos, self.context.settings)]
+        waiting = iter(chosen)
+        kept = [[next(waiting) for _ in part.turn.videos] for part in parts]
+        self._record(parts, kept)
+        return kept
+
+    def _record(self, parts: Sequence[RangeRows], kept: Sequence[Sequence[torch.Tensor]]) -> None:
         """Write the records that requests asked for. Only these requests wait for the device."""
         folder = self.context.settings.record_path
         if folder is None or get_tp_group().rank_in_group != 0:
             return
-        for rows, indices in zip(layout.videos, kept, strict=True):
-            request = self.context.requests[rows.request_id]
+        for part, indices in zip(parts, kept, strict=True):
+            request = self.context.requests[part.request_id]
             if request.record:
-                grid = request.grids[rows.video.start]
-                entry = {"start": rows.video.start, "grid": grid, "keep": indices.tolist()}
-                records.write_kept(folder, rows.request_id, [entry])
+                entries = [
+                    {
+                        "start": video.start,
+                        "grid": request.grids[video.start],
+                        "keep": [
+                            *index.tolist(),
+                            *range(video.length, video.length + video.num_tail),
+                        ],
+                    }
+                    for video, index in zip(part.turn.videos, indices, strict=True)
+                ]
+                records.write_kept(folder, part.request_id, entries)
 
 
-def _stream(
-    hidden_states: torch.Tensor, residual: torch.Tensor | None, start: int, end: int
-) -> torch.Tensor:
-    """[end - start, D] float32: the residual stream, before the next layer's norm."""
-    rows = hidden_states[start:end].float()
-    return rows if residual is None else rows + residual[start:end].float()
+def merged(states: States, rows: slice) -> torch.Tensor:
+    """[rows, D]: the residual stream, before the next layer's norm, in the model's dtype."""
+    hidden, residual = _take(states, rows)
+    return hidden if residual is None else hidden + residual
 
 
-def _question_attention(
-    layer: Any,
-    positions: torch.Tensor,
-    hidden_states: torch.Tensor,
-    residual: torch.Tensor | None,
-    rows: VideoRows,
-) -> torch.Tensor:
-    spans = [(rows.start, rows.end), *rows.question]
-    stream = torch.cat([_stream(hidden_states, residual, a, b) for a, b in spans])
-    where = torch.cat([positions[..., a:b] for a, b in spans], dim=-1)
-    attention = layer.self_attn
-    normed = layer.input_layernorm(stream.to(hidden_states.dtype))
-    qkv, _ = attention.qkv_proj(normed)
+def _take(states: States, rows: slice) -> States:
+    hidden, residual = states
+    return hidden[rows], None if residual is None else residual[rows]
+
+
+def _queries_and_keys(
+    layer: Any, positions: torch.Tensor, states: States
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotated queries [n, H, d] and keys [n, Hkv, d] of a layer's attention; this rank's heads."""
+    attention, stream = layer.self_attn, merged(states, slice(None))
+    qkv, _ = attention.qkv_proj(layer.input_layernorm(stream))
     query, key, _ = qkv.split([attention.q_size, attention.kv_size, attention.kv_size], dim=-1)
-    query, key = attention.rotary_emb(where, query.contiguous(), key.contiguous())
-    length = rows.video.length
-    relevance = question_attention(
-        query[length:].unflatten(-1, (attention.num_heads, attention.head_dim)),
-        key[:length].unflatten(-1, (attention.num_kv_heads, attention.head_dim)),
-        attention.scaling,
-        total_num_heads=attention.total_num_heads,
+    query, key = attention.rotary_emb(positions, query.contiguous(), key.contiguous())
+    return (
+        query.unflatten(-1, (attention.num_heads, attention.head_dim)),
+        key.unflatten(-1, (attention.num_kv_heads, attention.head_dim)),
     )
-    if get_tensor_model_parallel_world_size() > 1:
-        relevance = tensor_model_parallel_all_reduce(relevance)
-    return relevance
+
+
+def _asked(part: RangeRows, video: PrunedVideo, query: torch.Tensor) -> torch.Tensor:
+    """[q, H, d]: the queries of the video's question that are in this step."""
+    spans = [part.offsets_of(span) for span in video.question]
+    found = [query[a - part.first : b - part.first] for a, b in spans if a < b]
+    return torch.cat(found) if found else query[:0]
+
+
+def _attention(
+    layer: Any, query: torch.Tensor, keys: torch.Tensor, video: PrunedVideo
+) -> torch.Tensor:
+    """[length] float32: these questions' share of the mean attention of the whole question."""
+    attention = layer.self_attn
+    mean = question_attention(
+        query, keys, attention.scaling, total_num_heads=attention.total_num_heads
+    )
+    return mean * (len(query) / video.question_length)
+
+
+def _all_reduce(relevance: torch.Tensor) -> torch.Tensor:
+    if get_tensor_model_parallel_world_size() == 1:
+        return relevance
+    return tensor_model_parallel_all_reduce(relevance)
 
 
 def _agree(indices: torch.Tensor) -> torch.Tensor:
@@ -142,13 +196,3 @@ def _agree(indices: torch.Tensor) -> torch.Tensor:
     if get_tensor_model_parallel_world_size() == 1:
         return indices
     return get_tp_group().broadcast(indices.contiguous(), src=0)
-
-
-def _splice(layout: StepLayout, kept: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """Row numbers of the whole batch, with each video's rows replaced by its kept ones."""
-    rows = torch.arange(layout.num_rows, device=device)
-    parts, at = [], 0
-    for video, indices in zip(layout.videos, kept, strict=True):
-        parts += [rows[at : video.start], indices + video.start]
-        at = video.end
-    return torch.cat([*parts, rows[at:]])

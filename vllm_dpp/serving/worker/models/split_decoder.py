@@ -15,14 +15,15 @@ from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.attention import Attention
 from vllm.sequence import IntermediateTensors
+from vllm.utils.torch_utils import async_tensor_h2d
 
 from vllm_dpp.pruning.select import warm_up
+from vllm_dpp.serving.step import StepLayout
 from vllm_dpp.serving.worker.attention import make_compact
 from vllm_dpp.serving.worker.context import PruningContext
-from vllm_dpp.serving.worker.models.selection import VideoSelector
-
-States = tuple[torch.Tensor, torch.Tensor | None]
-"""Hidden states and residual, each [num_rows, D]; the residual is ``None`` before layer 0."""
+from vllm_dpp.serving.worker.models.selection import States, VideoSelector, merged
+from vllm_dpp.serving.worker.models.upper_rows import RangeReader, UpperRows, gather, scatter
+from vllm_dpp.serving.worker.range_buffer import RangeBuffer
 
 
 @support_torch_compile(
@@ -53,8 +54,9 @@ class SplitDecoder(nn.Module):
     """The decoder ``inner``, split at layer K.
 
     Layers [0, K) run on all rows. Before the last of them (the *relevance layer*; layer 0 when
-    K = 0) the questions' attention is read off. Then videos are pruned, and layers [K, L) run on
-    the kept rows with their original positions. The result has all rows; pruned ones are zero.
+    K = 0) the questions' attention is read off. A turn whose decision point lies beyond this step
+    stays there, in the buffer. One whose decision point is reached is pruned, and layers [K, L)
+    run on its kept rows and on all others', with their original positions.
 
     Args:
         inner: A built decoder with ``embed_tokens``, ``layers`` and ``norm``.
@@ -84,6 +86,9 @@ class SplitDecoder(nn.Module):
         for layer in self.layers[split:]:
             self._make_compact(_attention_of(layer), v2=vllm_config.use_v2_model_runner)
 
+        self.buffer = self._make_buffer(weight, vllm_config)
+        context.attach(self.buffer)
+
         def stack(tag: str, start: int, end: int) -> LayerStack | None:
             if start == end:
                 return None
@@ -98,6 +103,18 @@ class SplitDecoder(nn.Module):
         self.below_relevance = stack("dpp_below_relevance", 0, first)
         self.below_split = stack("dpp_below_split", first, split)
         self.above_split = stack("dpp_above_split", split, len(self.layers))
+
+    def _make_buffer(self, like: torch.Tensor, vllm_config: VllmConfig) -> RangeBuffer:
+        key_shape: tuple[int, ...] = (0,)
+        if self.selector.needs_relevance:
+            attention = self.layers[self.relevance_layer].self_attn
+            key_shape = (attention.num_kv_heads, attention.head_dim)
+        return RangeBuffer(
+            self.context.settings.deferred_rows(vllm_config),
+            like,
+            key_shape=key_shape,
+            position_shape=(3,) if vllm_config.model_config.uses_mrope else (),
+        )
 
     def _make_compact(self, attention: Attention, *, v2: bool) -> None:
         make_compact(attention)
@@ -117,20 +134,71 @@ class SplitDecoder(nn.Module):
         intermediate_tensors: IntermediateTensors | None = None,
         inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Final hidden states [num_rows, D]; the rows of pruned tokens are zero."""
+        """Final hidden states [num_rows, D]; rows of pruned videos are zero."""
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         layout = self.context.take_layout()
+        if layout is None or layout.is_plain:
+            states = _run(self.below_relevance, positions, (hidden, None))
+            states = _run(self.below_split, positions, states)
+            return self._finish(positions, states)
+        return self._prune(layout, positions, hidden)
+
+    def _prune(
+        self, layout: StepLayout, positions: torch.Tensor, hidden: torch.Tensor
+    ) -> torch.Tensor:
+        """A step that reads ranges: some are stored, some decided."""
+        buffer = self.context.buffer
+        stored = [part for part in layout.ranges if not part.is_whole]
+        for part in stored:
+            if part.first == 0:
+                buffer.take(part.key, part.turn.length)
+
         states = _run(self.below_relevance, positions, (hidden, None))
         relevance = None
-        if layout is not None and layout.videos and self.selector.needs_relevance:
+        if self.selector.needs_relevance:
             layer = self.layers[self.relevance_layer]
-            relevance = self.selector.raw_relevance(layer, positions, *states, layout)
+            read = [self.selector.read(layer, positions, states, p) for p in layout.ranges]
+            relevance = [seen for seen, p in zip(read, layout.ranges, strict=True) if p.is_decided]
         states = _run(self.below_split, positions, states)
-        if layout is None or not layout.videos:
-            return self._finish(positions, states)
-        rows = self.selector.kept_rows(*states, relevance, layout)
-        kept = self._finish(positions[..., rows], _take(states, rows))
-        return torch.zeros_like(hidden).index_copy_(0, rows, kept)
+        for part in stored:
+            rows = slice(part.row, part.row + part.num_rows)
+            buffer.store(part.key, part.first, merged(states, rows), positions[..., rows])
+
+        upper = self._select(layout, positions, states, relevance)
+        for part in stored:
+            if part.is_decided:
+                buffer.release(part.key)
+        output = torch.zeros_like(hidden)
+        if layout.num_compact_rows:
+            scatter(layout, self._run_passes(layout, upper), output)
+        return output
+
+    def _select(
+        self,
+        layout: StepLayout,
+        positions: torch.Tensor,
+        states: States,
+        relevance: Sequence[Sequence[torch.Tensor]] | None,
+    ) -> UpperRows:
+        """What goes up, once every decided range has lost what it does not keep."""
+        readers = [
+            RangeReader(part, positions, states, self.context.buffer) for part in layout.decided
+        ]
+        kept = self.selector.kept(
+            lambda i, video: readers[i].span(*layout.decided[i].place_of(video)),
+            layout.decided,
+            relevance,
+        )
+        return gather(layout, positions, states, readers, kept)
+
+    def _run_passes(self, layout: StepLayout, upper: UpperRows) -> torch.Tensor:
+        """[num_compact_rows, D] final hidden states."""
+        output = torch.empty_like(upper.states[0])
+        for number, one in enumerate(layout.passes):
+            rows = async_tensor_h2d(one.rows, device=output.device)
+            with self.context.upper_pass(number):
+                output[rows] = self._finish(*upper.take(rows))
+        return output
 
     def _finish(self, positions: torch.Tensor, states: States) -> torch.Tensor:
         hidden, residual = _run(self.above_split, positions, states)
@@ -144,11 +212,6 @@ class SplitDecoder(nn.Module):
 
 def _run(stack: LayerStack | None, positions: torch.Tensor, states: States) -> States:
     return states if stack is None else stack(positions, *states)
-
-
-def _take(states: States, rows: torch.Tensor) -> States:
-    hidden, residual = states
-    return hidden[rows], None if residual is None else residual[rows]
 
 
 def _attention_of(layer: nn.Module) -> Attention:

@@ -1,7 +1,9 @@
 """Attention metadata of the upper KV groups on the V1 runner."""
 
 import functools
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from vllm.v1.attention.backend import (
@@ -11,8 +13,22 @@ from vllm.v1.attention.backend import (
     subclass_attention_backend,
 )
 
-from vllm_dpp.serving.step import StepLayout
+from vllm_dpp.serving.step import UpperPass
 from vllm_dpp.serving.worker.context import PruningContext
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltPass:
+    """What one upper pass reads, by layer name. The builders below fill in the metadata.
+
+    Backends of CPUs keep nothing between two builds, so all passes are built beforehand.
+    """
+
+    attn_metadata: dict[str, Any]
+    slot_mapping: dict[str, Any]
+
+    def __call__(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        return self.attn_metadata, self.slot_mapping
 
 
 @functools.cache
@@ -37,32 +53,44 @@ def compact_backend(backend: type[AttentionBackend]) -> type[AttentionBackend]:
             fast_build: bool = False,
         ) -> Any:
             layout = self.pruning.layout
-            if layout is not None:
-                common_attn_metadata = compact_metadata(common_attn_metadata, layout)
-            return super().build(common_prefix_len, common_attn_metadata, fast_build)
+            if layout is None or not layout.passes:
+                return super().build(common_prefix_len, common_attn_metadata, fast_build)
+            if layout.is_plain:
+                slots = common_attn_metadata.slot_mapping
+                metadata = compact_metadata(common_attn_metadata, layout.passes[0], slots)
+                return super().build(common_prefix_len, metadata, fast_build)
+            passes = cast(Sequence[BuiltPass], self.pruning.passes)
+            for one, inputs in zip(layout.passes, passes, strict=True):
+                slots = inputs.slot_mapping[self.layer_names[0]]
+                metadata = compact_metadata(common_attn_metadata, one, slots)
+                built = super().build(common_prefix_len, metadata, fast_build)
+                inputs.attn_metadata.update(dict.fromkeys(self.layer_names, built))
+            return built
 
     return subclass_attention_backend("Compact", backend, CompactBuilder)
 
 
 def compact_metadata(
-    metadata: CommonAttentionMetadata, layout: StepLayout
+    metadata: CommonAttentionMetadata, one: UpperPass, slots: torch.Tensor
 ) -> CommonAttentionMetadata:
-    """``metadata`` with the rows, lengths and positions that the upper layers see."""
+    """``metadata`` with the requests, rows, lengths and positions of one pass."""
     device = metadata.seq_lens.device
-    starts = torch.from_numpy(layout.query_start_loc)
-    pruned = torch.from_numpy(layout.num_pruned)
-    seq_lens_cpu = metadata.seq_lens_cpu_upper_bound - pruned
-    rows = layout.num_compact_rows
+    starts, seq_lens = torch.from_numpy(one.query_start_loc), torch.from_numpy(one.seq_lens)
+    which = torch.from_numpy(one.requests)
+    prefilling = metadata.is_prefilling
     return metadata.replace(
+        num_reqs=len(one.requests),
         query_start_loc=starts.to(device),
         query_start_loc_cpu=starts,
-        seq_lens=metadata.seq_lens - pruned.to(device),
-        seq_lens_cpu_upper_bound=seq_lens_cpu,
-        num_actual_tokens=rows,
-        max_query_len=int(layout.num_scheduled.max()),
-        max_seq_len=int(seq_lens_cpu.max()),
-        slot_mapping=metadata.slot_mapping[:rows],
-        positions=torch.from_numpy(layout.compact_positions()).to(device),
+        seq_lens=seq_lens.to(device),
+        seq_lens_cpu_upper_bound=seq_lens,
+        num_actual_tokens=one.num_rows,
+        max_query_len=int(one.num_scheduled.max()),
+        max_seq_len=int(one.seq_lens.max()),
+        block_table_tensor=metadata.block_table_tensor[which],
+        slot_mapping=slots,
+        positions=torch.from_numpy(one.positions()).to(device),
+        is_prefilling=None if prefilling is None else prefilling[which],
         _num_computed_tokens_cache=None,
         _token_to_req_indices_cache=None,
     )
