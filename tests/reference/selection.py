@@ -16,7 +16,11 @@ def naive_selection(settings: PruningConfig | None = None) -> Select:
     config = PruningConfig() if settings is None else settings
 
     def select(
-        features: Tensor, raw_relevance: Tensor | None, num_kept: int, num_slices: int, num_tail: int
+        features: Tensor,
+        raw_relevance: Tensor | None,
+        num_kept: int,
+        num_slices: int,
+        num_tail: int,
     ) -> Sequence[int]:
         relevance = None if raw_relevance is None else raw_relevance.double()
         video = VideoTokens(features.double(), relevance, num_kept, num_slices, num_tail)

@@ -65,12 +65,12 @@ def test_a_video_at_the_end_has_no_question() -> None:
 @pytest.mark.parametrize(
     ("lengths", "block_size", "kept"),
     [
-        ([64], 16, [16]),  # 48 dropped, a multiple already
-        ([60], 16, [28]),  # 45 dropped, 13 given back
+        ([64], 16, [32]),  # ends at 65: a tail of 1, of 63 47 dropped, 15 given back
+        ([60], 16, [28]),  # a tail of 13, of 47 35 dropped, 3 given back
         ([10], 16, [10]),  # fewer than a block: nothing is dropped
-        ([40, 40], 16, [10, 22]),  # 60 dropped, 12 given back to the last
-        ([40, 4], 16, [10, 2]),  # 30 + 3 dropped, 1 given back to the last
-        ([24, 4], 16, [8, 4]),  # 18 + 3 dropped, 5 given back: 3 to the last, 2 to the first
+        ([40, 40], 16, [10, 22]),  # a tail of 1, 30 + 29 dropped, 11 given back to the last
+        ([40, 4], 16, [24, 4]),  # the last is all tail; of the first, with 9, 23 dropped, 7 back
+        ([24, 4], 16, [24, 4]),  # of the first 11 of 15 dropped, less than a block
     ],
 )
 def test_a_turn_drops_a_multiple_of_the_block_size(
@@ -83,9 +83,17 @@ def test_a_turn_drops_a_multiple_of_the_block_size(
 
 
 def test_every_turn_is_rounded_by_itself() -> None:
-    prompt = layout(("video", 24), 1, END, ("video", 24), 1, END)
-    assert [plan.num_kept for plan in plan_videos(prompt, 0.25, 16)] == [8, 8]  # not 6 and 10
-    assert [plan.num_kept for plan in plan_videos(prompt, 0.25)] == [6, 6]
+    prompt = layout(("video", 40), 1, END, ("video", 40), 1, END)
+    plans = plan_videos(prompt, 0.25, 16)
+    assert [(plan.num_tail, plan.num_kept) for plan in plans] == [(8, 24), (2, 24)]
+    assert [plan.num_kept for plan in plan_videos(prompt, 0.25)] == [10, 10]
+
+
+def test_without_a_question_every_video_is_rounded_and_decided_by_itself() -> None:
+    prompt = layout(("video", 40), ("video", 40), 1, END)
+    first, second = plan_videos(prompt, 0.25, 16, question_free=True)
+    assert (first.decision_point, first.question, first.num_tail) == (40, (), 8)
+    assert (second.decision_point, second.question, second.num_tail) == (80, (), 0)
 
 
 @pytest.mark.parametrize("ratio", [0.0, -0.5, 1.01])

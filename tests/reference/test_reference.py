@@ -17,7 +17,7 @@ K = 3
 
 
 def most_relevant(
-    features: Tensor, raw_relevance: Tensor | None, num_kept: int, num_slices: int
+    features: Tensor, raw_relevance: Tensor | None, num_kept: int, num_slices: int, num_tail: int
 ) -> list[int]:
     return sorted(raw_relevance.topk(num_kept).indices.tolist())
 
@@ -163,17 +163,19 @@ def test_the_selection_sees_features_relevance_and_counts(reference: Reference, 
     calls = []
 
     def select(
-        features: Tensor, relevance: Tensor, num_kept: int, num_slices: int
+        features: Tensor, relevance: Tensor, num_kept: int, num_slices: int, num_tail: int
     ) -> Sequence[int]:
-        calls.append((tuple(features.shape), tuple(relevance.shape), num_kept, num_slices))
+        assert relevance.shape == features.shape[:1]
+        calls.append((tuple(features.shape), num_kept, num_slices, num_tail))
         return list(range(num_kept))
 
     result = reference.run(
         prompt, prune_layer=K, retention_ratio=0.25, max_tokens=1, block_size=8, select=select
     )
-    # 48 tokens keep 12, 24 keep 6 (6 frames of 2x4 patches); 36 and 18 dropped, down to 32 and 16.
-    assert calls == [((48, 256), (48,), 16, 4), ((24, 256), (24,), 8, 3)]
-    assert result.keep == [list(range(16)), list(range(8))]
+    # 48 tokens, 2 of them a tail, keep 12 of 46: 34 dropped, down to 32. Of 24 tokens 7 are a tail;
+    # 4 of 17 are kept: 13 dropped, down to 8.
+    assert calls == [((46, 256), 14, 4, 2), ((17, 256), 9, 3, 7)]
+    assert result.keep == [[*range(14), 46, 47], [*range(9), *range(17, 24)]]
 
 
 def test_a_video_with_nothing_behind_it_has_no_relevance(reference: Reference, chat: Chat) -> None:
@@ -181,7 +183,9 @@ def test_a_video_with_nothing_behind_it_has_no_relevance(reference: Reference, c
     cut = dataclasses.replace(prompt, token_ids=prompt.token_ids[: prompt.videos[0].end])
     seen = []
 
-    def select(features: Tensor, relevance: None, num_kept: int, num_slices: int) -> Sequence[int]:
+    def select(
+        features: Tensor, relevance: None, num_kept: int, num_slices: int, num_tail: int
+    ) -> Sequence[int]:
         seen.append(relevance)
         return range(num_kept)
 

@@ -23,19 +23,23 @@ def prompt(*parts):
     return tokens, media
 
 
-def plan(*parts, ratio=0.25, block_size=None):
+def plan(*parts, ratio=0.25, block_size=None, turn_end=END):
     tokens, media = prompt(*parts)
     return build_plan(
-        tokens, media, retention_ratio=ratio, turn_end_token_id=END, block_size=block_size
+        tokens, media, retention_ratio=ratio, turn_end_token_id=turn_end, block_size=block_size
     )
+
+
+def counts(turn):
+    """Start, tokens up for selection, tokens kept of these, and tail of each video."""
+    return [(v.start, v.length, v.num_kept, v.num_tail) for v in turn.videos]
 
 
 def test_one_video_keeps_a_quarter_and_ends_at_the_turn_end():
     (turn,) = plan(3, "v16", 4, "e", 2).turns
-    (video,) = turn.videos
-    assert (turn.start, turn.end) == (3, 3 + 16 + 4 + 1)
-    assert (video.start, video.length, video.num_kept) == (3, 16, 4)
-    assert video.question == ((19, 24),)
+    assert (turn.start, turn.decided, turn.end, turn.length) == (3, 19, 24, 21)
+    assert counts(turn) == [(3, 16, 4, 0)]
+    assert turn.videos[0].question == ((19, 24),) and turn.videos[0].question_length == 5
 
 
 def test_without_a_turn_end_the_prompt_ends_the_turn():
@@ -46,9 +50,15 @@ def test_without_a_turn_end_the_prompt_ends_the_turn():
 def test_two_videos_of_a_turn_share_the_decision_point():
     (turn,) = plan(1, "v8", 2, "v12", 3, "e", 5).turns
     assert turn.end == 1 + 8 + 2 + 12 + 3 + 1
-    assert [v.num_kept for v in turn.videos] == [2, 3]
+    assert counts(turn) == [(1, 8, 2, 0), (11, 12, 3, 0)]
     assert [v.question for v in turn.videos] == [((9, 11), (23, 27)), ((23, 27),)]
-    assert [v.media_index for v in turn.videos] == [0, 1]
+
+
+def test_without_a_question_each_video_is_decided_at_its_own_end():
+    first, second = plan(1, "v8", 2, "v12", 3, "e", turn_end=None).turns
+    assert (first.start, first.decided, first.end) == (1, 9, 9)
+    assert (second.start, second.decided, second.end) == (11, 23, 23)
+    assert first.videos[0].question == second.videos[0].question == ()
 
 
 def test_a_question_skips_images_between_video_and_turn_end():
@@ -59,7 +69,7 @@ def test_a_question_skips_images_between_video_and_turn_end():
 def test_two_turns_are_planned_apart():
     two = plan(2, "v8", 1, "e", 3, "v16", 1, "e")
     assert [(t.start, t.end, t.num_pruned) for t in two.turns] == [(2, 12, 6), (15, 33, 12)]
-    assert two.start == 2 and two.longest_range == 18
+    assert (two.start, two.num_pruned) == (2, 18)
 
 
 @pytest.mark.parametrize("parts", [(5, "e"), (2, "i8", 3, "e"), ()])
@@ -71,42 +81,56 @@ def test_ratio_one_makes_no_plan():
     assert plan(2, "v8", "e", ratio=1.0) is None
 
 
-def test_pruned_tokens_round_down_to_whole_blocks_from_the_last_video():
-    """6 + 9 = 15 pruned tokens at block size 8: 7 go back, all to the last video."""
-    (turn,) = plan("v8", "v12", 1, "e", block_size=8).turns
-    assert [v.num_kept for v in turn.videos] == [2, 10]
-    assert turn.num_pruned == 8
+def test_pruned_tokens_end_with_a_block_and_fill_whole_ones():
+    """The video ends at 43, three tokens into a block: 37 are up for selection, 9 stay of them
+    and 28 go; at block size 8 four come back."""
+    (turn,) = plan(3, "v40", 6, "e", block_size=8).turns
+    assert counts(turn) == [(3, 37, 13, 3)]
+    assert (turn.decided, turn.end, turn.num_pruned) == (40, 50, 24)
+
+
+def test_only_the_last_video_of_a_turn_has_a_tail():
+    """6 + 12 of 8 + 16 go, the last video ends at 24; two come back, to the last."""
+    (turn,) = plan("v8", "v18", 1, "e", block_size=8).turns
+    assert counts(turn) == [(0, 8, 2, 0), (8, 16, 6, 2)]
 
 
 def test_a_turn_that_cannot_lose_a_block_is_not_pruned():
     assert plan("v8", 1, "e", block_size=8) is None
+    assert plan(5, "v10", 1, "e", block_size=16) is None
 
 
-def test_surplus_reaches_earlier_videos():
-    """30 + 3 = 33 pruned at block size 8: one token goes back, to the last video."""
-    (turn,) = plan("v40", "v4", 1, "e", block_size=8).turns
-    assert [v.num_kept for v in turn.videos] == [10, 2]
-    # 30 + 3 = 33 pruned at block size 10: three go back, so the last video stays whole.
+def test_a_last_video_that_loses_nothing_is_left_out_and_the_one_before_it_is_the_last():
+    """Of "v40" and "v4" the second ends at 44, 4 after a block of 10: all of it would be tail."""
     (turn,) = plan("v40", "v4", 1, "e", block_size=10).turns
-    assert [(v.media_index, v.num_kept) for v in turn.videos] == [(0, 10)]
-    # At block size 29 four go back: three to the last video, one to the first.
-    (turn,) = plan("v40", "v4", 1, "e", block_size=29).turns
-    assert [(v.media_index, v.num_kept) for v in turn.videos] == [(0, 11)]
+    assert counts(turn) == [(0, 40, 10, 0)]
+    # "v40" loses 30 and "v8" 4 of 5 (it ends 3 after a block): 34, of which 4 go back to the last,
+    # which then loses nothing. So "v40" is the last: it loses 22 of 30, and 7 come back.
+    (turn,) = plan("v40", "v8", 1, "e", block_size=15).turns
+    assert counts(turn) == [(0, 30, 15, 10)]
 
 
-def test_counts_before_inside_and_after_a_range():
+def test_the_upper_layers_hold_nothing_of_a_range_until_it_is_decided():
     one = plan(3, "v16", 4, "e", 2)
-    assert [one.num_pruned(n) for n in (0, 3, 24, 26)] == [0, 0, 12, 12]
-    assert one.compact_length(26) == 14
-    for inside in (4, 19, 23):
-        with pytest.raises(ValueError, match="inside the atomic range"):
-            one.num_pruned(inside)
+    assert [one.compact_length(n) for n in (0, 3, 4, 19, 23, 24, 26)] == [0, 3, 3, 3, 3, 12, 14]
+    assert one.turn_at(3) is None and one.turn_at(24) is None
+    assert one.turn_at(4) is one.turn_at(23) is one.turns[0]
 
 
-def test_chunks_end_at_the_range_start_or_not_at_all():
-    one = plan(3, "v16", 4, "e", 2)
-    assert [one.range_start(n) for n in (2, 3, 4, 23, 24, 26)] == [2, 3, 3, 3, 24, 26]
-    assert [one.range_end(n) for n in (2, 3, 4, 23, 24, 26)] == [2, 3, 24, 24, 24, 26]
+def test_a_hit_ends_before_the_pruned_tokens_or_past_them():
+    one = plan(3, "v40", 6, "e", block_size=8)  # pruned tokens are in [3, 40)
+    assert [one.hit_length(n, 8) for n in (2, 3, 20, 39, 40, 44, 50)] == [0, 0, 0, 0, 40, 40, 48]
+
+
+def test_a_turn_that_was_found_in_the_cache_is_decided_where_its_pruned_tokens_end():
+    two = plan(3, "v40", 6, "e", 6, "v40", 5, "e", block_size=8)
+    first, second = two.turns
+    assert two.after_hit(0) is two and two.after_hit(3) is two
+    hit = two.after_hit(40)
+    assert [t.end for t in hit.turns] == [40, second.end]
+    assert hit.compact_length(45) == 45 - first.num_pruned and hit.turn_at(45) is None
+    assert two.compact_length(45) == 3 and two.turn_at(45) is first
+    assert two.after_hit(second.decided).turns[1].end == second.decided
 
 
 PARTS = st.lists(
@@ -120,24 +144,48 @@ PARTS = st.lists(
 )
 
 
-@given(PARTS, st.floats(0.05, 1.0), st.sampled_from([None, 4, 16]))
-def test_any_plan_is_sound(parts, ratio, block_size):
-    made = plan(*parts, ratio=ratio, block_size=block_size)
+@given(PARTS, st.floats(0.05, 1.0), st.sampled_from([None, 4, 16]), st.sampled_from([END, None]))
+def test_any_plan_is_sound(parts, ratio, block_size, turn_end):
+    made = plan(*parts, ratio=ratio, block_size=block_size, turn_end=turn_end)
     if made is None:
         return
     tokens, media = prompt(*parts)
+    videos = {item.start: item for item in media if item.is_video}
     end = 0
     for turn in made.turns:
-        assert end <= turn.start < turn.end <= len(tokens)
+        assert end <= turn.start < turn.decided <= turn.end <= len(tokens)
         end = turn.end
-        assert block_size is None or turn.num_pruned % block_size == 0
-        assert all(1 <= v.num_kept < v.length for v in turn.videos)
-        assert turn.end == len(tokens) or tokens[turn.end - 1] == END
+        if block_size is not None:
+            assert turn.num_pruned % block_size == turn.decided % block_size == 0
+        if turn_end is None:
+            assert turn.end == turn.decided and len(turn.videos) == 1
+        else:
+            assert turn.end == len(tokens) or tokens[turn.end - 1] == END
+        assert all(v.num_tail == 0 for v in turn.videos[:-1])
         for video in turn.videos:
-            assert media[video.media_index].start == video.start
+            assert 0 <= video.num_kept < video.length
+            assert video.length + video.num_tail == videos[video.start].length
             assert all(tokens[i] != PAD for a, b in video.question for i in range(a, b))
-    lengths = [made.compact_length(n) for n in range(len(tokens)) if made.range_start(n) == n]
-    assert lengths == sorted(lengths)
+
+
+@given(PARTS, st.sampled_from([4, 16]), st.data())
+def test_lengths_never_shrink_and_no_hit_changes_what_is_held_past_it(parts, block_size, data):
+    made = plan(*parts, block_size=block_size)
+    if made is None:
+        return
+    tokens, _ = prompt(*parts)
+    lengths = [made.compact_length(n) for n in range(len(tokens) + 1)]
+    assert lengths == sorted(lengths) and lengths[-1] == len(tokens) - made.num_pruned
+    num_cached = made.hit_length(data.draw(st.integers(0, len(tokens))), block_size)
+    hit = made.after_hit(num_cached)
+    assert hit.compact_length(num_cached) % block_size == 0, "a hit holds whole compact blocks"
+    assert hit.turn_at(num_cached) is None
+    for n in range(num_cached, len(tokens) + 1):
+        turn = made.turn_at(n)
+        if turn is None or turn.decided > num_cached:
+            assert hit.compact_length(n) == lengths[n]
+        else:
+            assert hit.compact_length(n) == n - (turn.end - made.compact_length(turn.end))
 
 
 @given(PARTS, PARTS)
