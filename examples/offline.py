@@ -6,6 +6,7 @@ questions about videos of shapes. For another one change `TRAINED`; the settings
 """
 
 import json
+import time
 import os
 import shutil
 from pathlib import Path
@@ -56,7 +57,11 @@ def main() -> None:
 
 def report(request_id: str) -> None:
     """Print what the engine wrote down about a request."""
-    (path,) = RECORDS.glob(f"{request_id}-*.kept.json")
+    for _ in range(50):  # nobody waits for a record, so it may come a moment later
+        if found := list(RECORDS.glob(f"{request_id}-*.kept.json")):
+            break
+        time.sleep(0.1)
+    (path,) = found
     for video in json.loads(path.read_text())["videos"]:
         slices, rows, columns = video["grid"]
         total = slices * rows * columns

@@ -46,6 +46,11 @@ class KeptVideo:
             videos: list[Any] = sorted(record["videos"], key=lambda video: video["start"])
             if not 0 <= index < len(videos):
                 raise ValueError(f"it has {len(videos)} videos, so there is no video {index}")
+            if videos[index].get("from_cache"):
+                raise ValueError(
+                    f"video {index} came from the prefix cache, so that nothing was selected: the "
+                    "record of the request that sent it first has what was kept"
+                )
             kept = np.zeros(videos[index]["grid"], dtype=bool)
             kept.reshape(-1)[videos[index]["keep"]] = True
         except (KeyError, TypeError, IndexError, ValueError) as error:

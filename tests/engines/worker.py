@@ -137,6 +137,7 @@ class EngineWorker:
 
     def kept(self, folder: str, name: str) -> dict[int, list[int]]:
         """Kept indices of a request's videos, by first position, from its record."""
+        self.model.pruning.records.flush()
         (path,) = Path(folder).glob(f"{name}-*.kept.json")
         videos = json.loads(path.read_text())["videos"]
         return {video["start"]: video["keep"] for video in videos}

@@ -42,14 +42,16 @@ class MediaSpan:
 
 @dataclass(frozen=True, slots=True)
 class PrunedVideo:
-    """The part of one video that loses tokens: all of it but a short tail.
+    """The part of one video that loses tokens: all of it but a short tail, or a piece.
 
     Args:
         start: First prompt position.
         length: Tokens that are up for selection.
-        num_kept: Tokens of these in the upper layers, in [1, length).
+        num_kept: Tokens of these in the upper layers, in [0, length).
         num_tail: Tokens of the video after these, which are kept whatever they show.
         question: Text positions between the video and the decision point.
+        piece_of: First prompt position of the video of which this is a piece that is decided by
+            itself; ``None`` for a whole video.
     """
 
     start: int
@@ -57,10 +59,20 @@ class PrunedVideo:
     num_kept: int
     num_tail: int
     question: tuple[Span, ...]
+    piece_of: int | None = None
+
+    @property
+    def media_start(self) -> int:
+        """First prompt position of the whole video."""
+        return self.start if self.piece_of is None else self.piece_of
 
     @property
     def end(self) -> int:
         return self.start + self.length
+
+    @property
+    def length_with_tail(self) -> int:
+        return self.length + self.num_tail
 
     @property
     def num_pruned(self) -> int:
@@ -165,6 +177,7 @@ def build_plan(
     retention_ratio: float,
     turn_end_token_id: int | None,
     block_size: int | None,
+    piece_length: int | None = None,
 ) -> PrunePlan | None:
     """Plan the pruning of one prompt.
 
@@ -177,6 +190,8 @@ def build_plan(
         block_size: Tokens in a KV block where prefix caching is on, ``None`` where it is off. A
             turn then loses whole blocks, so that positions after it keep their place in a block,
             and its pruned tokens end with a block, so that a hit may end right after them.
+        piece_length: Without a question, decide each video in pieces of so many tokens, each as it
+            is read; ``None`` decides it as a whole.
 
     Returns:
         The plan, or ``None`` where nothing is pruned.
@@ -196,8 +211,12 @@ def build_plan(
             question=_text_spans(item.end, end, media),
         )
         turns.setdefault(end, []).append(video)
-    pruned = []
+    pruned: list[PrunedTurn] = []
     for end, videos in turns.items():
+        if piece_length is not None:
+            (video,) = videos
+            pruned += _pieces(video, retention_ratio, block_size or 1, piece_length)
+            continue
         if block_size is not None:
             videos = _on_blocks(videos, retention_ratio, block_size)
         kept = tuple(video for video in videos if video.num_pruned)
@@ -205,6 +224,33 @@ def build_plan(
             question_decides = turn_end_token_id is not None
             pruned.append(PrunedTurn(kept, end if question_decides else kept[-1].end))
     return PrunePlan(tuple(pruned)) if pruned else None
+
+
+def _pieces(
+    video: PrunedVideo, retention_ratio: float, block_size: int, piece_length: int
+) -> list[PrunedTurn]:
+    """A video as turns of its own, one after the other; what rounding leaves is carried on."""
+    end = video.end // block_size * block_size
+    turns, at, pruned = [], video.start, 0
+    while at < end:
+        stop = max((at + piece_length) // block_size, at // block_size + 1) * block_size
+        stop = min(stop, end)
+        read = stop - video.start
+        due = read - num_kept(read, retention_ratio) - pruned
+        lost = min(due, stop - at - 1) // block_size * block_size
+        if lost > 0:
+            piece = replace(
+                video,
+                start=at,
+                length=stop - at,
+                num_kept=stop - at - lost,
+                num_tail=video.end - stop if stop == end else 0,
+                piece_of=video.start,
+            )
+            turns.append(PrunedTurn((piece,), stop))
+            pruned += lost
+        at = stop
+    return turns
 
 
 def _decision_point(prompt_token_ids: Sequence[int], start: int, turn_end_token_id: int) -> int:

@@ -77,6 +77,7 @@ def plan_prompt(
         retention_ratio=settings.retention_ratio if ratio is None else ratio,
         turn_end_token_id=settings.turn_end if settings.reads_question else None,
         block_size=block_size,
+        piece_length=settings.decide_every,
     )
 
 

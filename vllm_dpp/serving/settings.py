@@ -37,6 +37,11 @@ class ServingSettings(PruningConfig):
             over several steps wait for the decision; ``None``: what one request of --max-model-len
             needs, plus one step. A video whose range (from its first token to the end of the
             question) is longer is refused with HTTP 400.
+        decide_every: Tokens after which a video is decided, piece by piece as it is read, each
+            piece a segment with a budget by its length. This needs no buffer and no long last
+            step, but it cannot read the question, and budgets do not follow what happens in the
+            video. ``None`` decides a video as a whole.
+        max_records: Records of a kind to keep in ``record_dir``; the oldest go first.
     """
 
     prune_layer: int | None = None
@@ -45,6 +50,8 @@ class ServingSettings(PruningConfig):
     turn_end_token_id: int | None = None
     shard_selection: bool = False
     max_deferred_tokens: int | None = None
+    decide_every: int | None = None
+    max_records: int = 1000
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,9 +59,14 @@ class ServingSettings(PruningConfig):
             value = getattr(self, name)
             if value is not None and (not _is_int(value) or value < 0):
                 raise ValueError(f"{name} must be an integer >= 0 or null, got {value!r}")
-        rows = self.max_deferred_tokens
-        if rows is not None and (not _is_int(rows) or rows < 1):
-            raise ValueError(f"max_deferred_tokens must be an integer >= 1 or null, got {rows!r}")
+        for name in ("max_deferred_tokens", "decide_every"):
+            value = getattr(self, name)
+            if value is not None and (not _is_int(value) or value < 1):
+                raise ValueError(f"{name} must be an integer >= 1 or null, got {value!r}")
+        if not _is_int(self.max_records) or self.max_records < 1:
+            raise ValueError(f"max_records must be an integer >= 1, got {self.max_records!r}")
+        if self.decide_every is not None:
+            self._check_pieces()
         low = self.min_retention_ratio
         if isinstance(low, bool) or not isinstance(low, int | float) or not 0 < low <= 1:
             raise ValueError(f"min_retention_ratio must be a number in (0, 1], got {low!r}")
@@ -67,6 +79,15 @@ class ServingSettings(PruningConfig):
             raise ValueError(f"shard_selection must be true or false, got {self.shard_selection!r}")
         if self.record_dir is not None and not isinstance(self.record_dir, str):
             raise ValueError(f"record_dir must be a path or null, got {self.record_dir!r}")
+
+    def _check_pieces(self) -> None:
+        """A piece is decided before the rest is read, so nothing may depend on the rest."""
+        for name, needed in (("relevance", "none"), ("budget", "length"), ("segment_by", "slices")):
+            if getattr(self, name) != needed:
+                raise ValueError(
+                    f"decide_every needs {name} {needed!r}, got {getattr(self, name)!r}: pieces of "
+                    "a video are decided before the rest of it and its question are read"
+                )
 
     @classmethod
     def from_additional_config(cls, additional_config: Any) -> Self:

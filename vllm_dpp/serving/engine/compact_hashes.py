@@ -16,6 +16,7 @@ comes again, or n answers to one prompt, find what the first one left.
 """
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, overload
@@ -42,15 +43,11 @@ class CompactHashes(Sequence[BlockHash]):
         self, request: "Request", plan: PrunePlan, block_size: int, settings: bytes
     ) -> None:
         self._full: Sequence[BlockHash] = request.block_hashes
-        self._plan = plan
         self._block_size = block_size
         pruned = list(accumulate(turn.num_pruned for turn in plan.turns))
         self._shifts = [tokens // block_size for tokens in pruned]
-        starts = [
-            turn.start - before for turn, before in zip(plan.turns, [0, *pruned], strict=False)
-        ]
-        ends = [turn.end - tokens for turn, tokens in zip(plan.turns, pruned, strict=True)]
-        self._spans = list(zip(starts, ends, strict=True))
+        self._starts = [turn.start - n for turn, n in zip(plan.turns, [0, *pruned], strict=False)]
+        self._ends = [turn.end - n for turn, n in zip(plan.turns, pruned, strict=True)]
         self._digests = _digests(request, plan, block_size, settings)
 
     def __len__(self) -> int:
@@ -72,13 +69,13 @@ class CompactHashes(Sequence[BlockHash]):
 
     def _name(self, index: int) -> BlockHash:
         end = (index + 1) * self._block_size
-        for turn in reversed(range(len(self._spans))):
-            start, decided = self._spans[turn]
-            if start < end:
-                number = index.to_bytes(8, "big")
-                name = number if end <= decided else self._full[index + self._shifts[turn]]
-                return BlockHash(hashlib.sha256(self._digests[turn] + name).digest())
-        return self._full[index]
+        turn = bisect_left(self._starts, end) - 1  # the last that starts before the block ends
+        if turn < 0:
+            return self._full[index]
+        name = index.to_bytes(8, "big")
+        if end > self._ends[turn]:
+            name = self._full[index + self._shifts[turn]]
+        return BlockHash(hashlib.sha256(self._digests[turn] + name).digest())
 
 
 def _digests(request: "Request", plan: PrunePlan, block_size: int, settings: bytes) -> list[bytes]:

@@ -46,6 +46,7 @@ class PruningSchedulerMixin(Scheduler):
         self.replays_graphs = (
             self.vllm_config.compilation_config.cudagraph_mode.has_full_cudagraphs()
         )
+        self.records = records.RecordWriter.of(self.settings, "blocks")
         self._settings_name = _name_of(self.settings)
         self._comes_first: Request | None = None
         pool = self.kv_cache_manager.block_pool
@@ -94,15 +95,15 @@ class PruningSchedulerMixin(Scheduler):
         self.planned[request.request_id] = PlannedRequest(plan, options, hashes, plan)
 
     def _free_blocks(self, request: Request) -> None:
-        if self.settings.record_path is not None:
+        if self.records is not None and records.asks_for_a_record(request):
             planned = self.planned.get(request.request_id)
-            records.write_blocks(
-                self.settings.record_path,
+            record = records.blocks_record(
                 request,
                 planned.prompt_plan if planned else None,
                 self.kv_cache_config.kv_cache_groups,
                 self.kv_cache_manager.get_block_ids(request.request_id),
             )
+            self.records.write(request.request_id, lambda: record)
         super()._free_blocks(request)
         self.planned.pop(request.request_id, None)
         self.deferred_rows.settle(request.request_id, 0)
@@ -228,6 +229,7 @@ def make_scheduler(vllm_config: "VllmConfig", *args: Any, **kwargs: Any) -> Sche
 
 def _name_of(settings: ServingSettings) -> bytes:
     """Names what kept tokens depend on beside the prompt and the request's own choice."""
-    choice = {f.name for f in fields(PruningConfig)} - {"retention_ratio"} | {"prune_layer"}
+    choice = {f.name for f in fields(PruningConfig)} - {"retention_ratio"}
+    choice |= {"prune_layer", "decide_every"}
     values = {name: value for name, value in asdict(settings).items() if name in choice}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).digest()

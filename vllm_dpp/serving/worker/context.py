@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from vllm.forward_context import get_forward_context
 
-from vllm_dpp.serving.plan import PrunePlan
+from vllm_dpp.serving.plan import PrunedTurn, PrunePlan
 from vllm_dpp.serving.request_plan import plan_request
 from vllm_dpp.serving.settings import ServingSettings
 from vllm_dpp.serving.step import ScheduledRequest, StepLayout, lay_out
+from vllm_dpp.serving.worker.kept_records import KeptRecords
 from vllm_dpp.serving.worker.range_buffer import RangeBuffer
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ class PruningContext:
         self.settings = settings
         self.requests: dict[str, PrunedRequest] = {}
         self._grids_of = grids_of
+        self.records = KeptRecords(settings)
         self._buffer: RangeBuffer | None = None
         self._block_size: int | None = None
         self._max_rows = 0
@@ -114,15 +117,15 @@ class PruningContext:
         )
         if plan is None:
             return
-        self.requests[request_id] = PrunedRequest(
-            plan, plan.after_hit(num_cached), self._grids_of(mm_features), options.record
-        )
+        request = PrunedRequest(plan, plan, self._grids_of(mm_features), options.record)
+        self.requests[request_id] = request
+        self._start(request_id, request, num_cached)
 
     def restart_request(self, request_id: str, num_cached: int) -> None:
         """A request that this worker knows starts again after a preemption."""
         request = self.requests.get(request_id)
         if request is not None:
-            request.plan = request.prompt_plan.after_hit(num_cached)
+            self._start(request_id, request, num_cached)
 
     def preempt_request(self, request_id: str) -> None:
         """A request has lost its KV blocks: what it had stored is of no use."""
@@ -149,6 +152,17 @@ class PruningContext:
     def _plan(self, request_id: str) -> PrunePlan | None:
         request = self.requests.get(request_id)
         return None if request is None else request.plan
+
+    def decided(self, request_id: str, turn: PrunedTurn, kept: Sequence[torch.Tensor]) -> None:
+        """Hear what a turn keeps: for each video [num_kept] int64, counted from its first token."""
+        request = self.requests[request_id]
+        if request.record:
+            self.records.decided(request_id, request.grids, turn, kept)
+
+    def _start(self, request_id: str, request: PrunedRequest, num_cached: int) -> None:
+        request.plan = request.prompt_plan.after_hit(num_cached)
+        if request.record:
+            self.records.cached(request_id, request.grids, request.prompt_plan, num_cached)
 
     def set_passes(self, passes: Sequence[PassInputs]) -> None:
         """What each upper pass of the next step reads."""

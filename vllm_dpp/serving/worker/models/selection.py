@@ -17,7 +17,6 @@ from vllm.distributed import (
 from vllm_dpp.pruning.config import PruningConfig
 from vllm_dpp.pruning.pruner import VideoTokens, keep_indices
 from vllm_dpp.pruning.relevance import question_attention
-from vllm_dpp.serving import records
 from vllm_dpp.serving.plan import PrunedVideo
 from vllm_dpp.serving.step import RangeRows
 from vllm_dpp.serving.worker.context import PruningContext
@@ -108,8 +107,7 @@ class VideoSelector:
                 features=features(i, video),
                 raw_relevance=None if relevance is None else relevance[i][j],
                 num_kept=video.num_kept,
-                num_slices=self.context.requests[part.request_id].grids[video.start][0],
-                num_tail=video.num_tail,
+                **self._slices(part.request_id, video),
             )
             for i, part in enumerate(parts)
             for j, video in enumerate(part.turn.videos)
@@ -117,29 +115,16 @@ class VideoSelector:
         chosen = [_agree(indices) for indices in self.select(videos, self.context.settings)]
         waiting = iter(chosen)
         kept = [[next(waiting) for _ in part.turn.videos] for part in parts]
-        self._record(parts, kept)
+        for part, indices in zip(parts, kept, strict=True):
+            self.context.decided(part.request_id, part.turn, indices)
         return kept
 
-    def _record(self, parts: Sequence[RangeRows], kept: Sequence[Sequence[torch.Tensor]]) -> None:
-        """Write the records that requests asked for. Only these requests wait for the device."""
-        folder = self.context.settings.record_path
-        if folder is None or get_tp_group().rank_in_group != 0:
-            return
-        for part, indices in zip(parts, kept, strict=True):
-            request = self.context.requests[part.request_id]
-            if request.record:
-                entries = [
-                    {
-                        "start": video.start,
-                        "grid": request.grids[video.start],
-                        "keep": [
-                            *index.tolist(),
-                            *range(video.length, video.length + video.num_tail),
-                        ],
-                    }
-                    for video, index in zip(part.turn.videos, indices, strict=True)
-                ]
-                records.write_kept(folder, part.request_id, entries)
+    def _slices(self, request_id: str, video: PrunedVideo) -> dict[str, int]:
+        """How the pruner is to see a video in time; a piece is one segment."""
+        if video.piece_of is not None:
+            return {"num_slices": 1}
+        grid = self.context.requests[request_id].grids[video.start]
+        return {"num_slices": grid[0], "num_tail": video.num_tail}
 
 
 def merged(states: States, rows: slice) -> torch.Tensor:
