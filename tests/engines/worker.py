@@ -131,9 +131,9 @@ class EngineWorker:
 
     def skip_admission(self) -> None:
         """Let every request through to the scheduler."""
-        from vllm.platforms import current_platform
+        from vllm_dpp.serving.front import admission
 
-        current_platform.validate_request = lambda prompt, params: None
+        admission.check_engine_request = lambda request, settings: None
 
     def kept(self, folder: str, name: str) -> dict[int, list[int]]:
         """Kept indices of a request's videos, by first position, from its record."""

@@ -1,106 +1,322 @@
-"""The front end's check: what it wraps, whom it concerns, and that a refusal leaves no trace."""
+"""What the front end refuses, and that a refused request leaves no trace in the media caches.
 
+The front end is vLLM's own, without an engine behind it: renderer, processor, cache and input
+processor. Where the engine's half of the cache matters, that half is vLLM's own, too.
+"""
+
+import asyncio
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm.engine.arg_utils import EngineArgs
+from vllm.entrypoints.generate.base.serving import GenerateBaseServing
+from vllm.entrypoints.openai.chat_completion.batch_serving import OpenAIServingChatBatch
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
+from vllm.entrypoints.scale_out.token_in_token_out.protocol import GenerateRequest
+from vllm.entrypoints.scale_out.token_in_token_out.serving import ServingTokens
 from vllm.exceptions import VLLMValidationError
-from vllm.multimodal.inputs import PlaceholderRange
-from vllm.platforms import current_platform
-from vllm.pooling_params import PoolingParams
+from vllm.multimodal.cache import LruKeyReplicatedReceiverCache
 from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.input_processor import InputProcessor
+from vllm.v1.engine.llm_engine import LLMEngine
 
 from vllm_dpp.serving.front import admission
-from vllm_dpp.serving.front.admission import KEY, AdmissionRules, PendingPrompt, check_request
+from vllm_dpp.serving.front.admission import RefusedRequestError, check_http_request
 from vllm_dpp.serving.settings import ServingSettings
+from vllm_dpp.toy.video import render_frames
 
-TURN_END = 9
-RULES = AdmissionRules(
-    settings=ServingSettings(prune_layer=1, turn_end_token_id=TURN_END, min_retention_ratio=0.1),
-    step_budget=40,
-    block_size=None,
-)
-
-
-class Cache:
-    """Stands in for the sender cache, which needs a model."""
-
-    def __init__(self) -> None:
-        self.forgotten: list[str] = []
-
-    def invalidate(self, mm_hash: str) -> None:
-        self.forgotten.append(mm_hash)
+VARIANT = {"architectures": ["DPPQwen2_5_VLForConditionalGeneration"]}
+BAD = SamplingParams(extra_args={"dpp_retention_ratio": 7})
+VIDEO_BYTES = 602_140
+"""Of one video of 16 frames in the media cache."""
 
 
-def prompt(length: int, rules: AdmissionRules = RULES, sent: bool = True) -> dict[str, Any]:
-    return {
-        "prompt_token_ids": [1, *[5] * length, 2, TURN_END],
-        "mm_placeholders": {"video": [PlaceholderRange(offset=1, length=length)]},
-        "mm_hashes": {"video": ["hash"]},
-        "mm_kwargs": {"video": [object() if sent else None]},
-        KEY: PendingPrompt(rules, Cache()),
-    }
+class FrontEnd:
+    """A front end of an engine that is not there, and what the engine would have received."""
+
+    def __init__(self, checkpoint: Path, dpp: dict[str, Any] | None = None, **args: Any) -> None:
+        plugin = {} if dpp is None else {"hf_overrides": VARIANT, "additional_config": {"dpp": dpp}}
+        self.config = EngineArgs(
+            str(checkpoint), max_model_len=1024, enforce_eager=True, **plugin, **args
+        ).create_engine_config()
+        self.input_processor = InputProcessor(self.config)
+        self.renderer = self.input_processor.renderer
+        self.cache = self.renderer.mm_processor_cache
+        self.engine_core = self
+        self.engine_cache = LruKeyReplicatedReceiverCache(self.config.model_config)
+
+    def render(self, seed: int | None, question: str = "What moves?") -> Any:
+        """The rendered prompt of a question about a video, or about none."""
+        video = "" if seed is None else "<|vision_start|><|video_pad|><|vision_end|>"
+        prompt: dict[str, Any] = {"prompt": f"<|im_start|>user\n{video}{question}<|im_end|>\n"}
+        if seed is not None:
+            prompt["multi_modal_data"] = {"video": [(render_frames(seed, 16, 112, 112), METADATA)]}
+        (rendered,) = self.renderer.render_cmpl([prompt])
+        return rendered
+
+    def process(self, prompt: Any, params: SamplingParams, **more: Any) -> EngineCoreRequest:
+        return self.input_processor.process_inputs(
+            "request", prompt, params, supported_tasks=("generate",), **more
+        )
+
+    def add_request(self, request: EngineCoreRequest) -> None:
+        """What the engine's process does with the media of a new request."""
+        self.engine_cache.get_and_update_features(request.mm_features or [])
+
+    async def add_request_async(self, request: EngineCoreRequest) -> None:
+        self.add_request(request)
+
+    def ask(self, prompt: Any, params: SamplingParams | None = None) -> None:
+        """``LLMEngine.add_request``, as far as media are concerned."""
+        admission._delivering(self._ask)(self, prompt, params or SamplingParams())
+
+    def _ask(self, _: Any, prompt: Any, params: SamplingParams) -> None:
+        self.add_request(self.process(prompt, params))
+
+    async def ask_async(self, prompt: Any, params: SamplingParams | None = None) -> None:
+        """``AsyncLLM.add_request``, as far as media are concerned."""
+
+        async def inner(_: Any, prompt: Any, params: SamplingParams) -> None:
+            await self.add_request_async(self.process(prompt, params))
+
+        await admission._delivering_async(inner)(self, prompt, params or SamplingParams())
 
 
-def test_a_good_request_passes() -> None:
-    check_request(prompt(20), SamplingParams())
-    check_request(prompt(20), SamplingParams(extra_args={"dpp_retention_ratio": 0.5}))
+METADATA = {
+    "fps": 2.0,
+    "duration": 8.0,
+    "total_num_frames": 16,
+    "frames_indices": list(range(16)),
+    "video_backend": "opencv",
+    "do_sample_frames": False,
+}
+
+
+@pytest.fixture(scope="module")
+def front(tiny_checkpoint: Path) -> Iterator[FrontEnd]:
+    """One with a small media cache and a small buffer for deferred rows."""
+    settings = {"min_retention_ratio": 0.1, "max_deferred_tokens": 150}
+    started = FrontEnd(tiny_checkpoint, settings, mm_processor_cache_gb=2.5 * VIDEO_BYTES / 2**30)
+    yield started
+    started.renderer.shutdown()
+
+
+PART = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}
+ABOUT_A_VIDEO = [{"role": "user", "content": [PART, {"type": "text", "text": "What moves?"}]}]
+SETTINGS = ServingSettings(min_retention_ratio=0.1)
+
+
+def chat(**fields: Any) -> ChatCompletionRequest:
+    return ChatCompletionRequest(messages=ABOUT_A_VIDEO, **fields)
+
+
+def generate(parts: list[dict[str, Any]] | None = None, **params: Any) -> GenerateRequest:
+    body = {"token_ids": [1], "content_parts": parts, "sampling_params": params}
+    return GenerateRequest.model_validate(body)
+
+
+REFUSED_BODIES = {
+    "ratio": (chat(vllm_xargs={"dpp_retention_ratio": 7}), r"\(0, 1\], .*got 7"),
+    "low ratio": (chat(vllm_xargs={"dpp_retention_ratio": 0.05}), "--min-retention-ratio"),
+    "record": (chat(vllm_xargs={"dpp_record": 1}), "--record-dir"),
+    "unknown": (chat(vllm_xargs={"dpp_nonsense": 1}), "'dpp_nonsense'; known: dpp_retention_ratio"),
+    "logprobs": (chat(prompt_logprobs=0), "prompt_logprobs .* dpp_retention_ratio=1"),
+    "echo": (chat(echo=True), "echo"),
+    "beams": (chat(use_beam_search=True, vllm_xargs={"dpp_retention_ratio": 1}), "beam search"),
+    "completion": (
+        CompletionRequest(prompt="Hi", vllm_xargs={"dpp_retention": 1}),
+        r"\(did you mean 'dpp_retention_ratio'\?\); known",
+    ),
+    "response": (ResponsesRequest(input="Hi", vllm_xargs={"dpp_retention_ratio": 0}), "got 0"),
+    "true": (generate(extra_args={"dpp_retention_ratio": True}), "got True"),
+    "tokens": (generate(extra_args={"dpp_retention_ratio": 0.05}), "min_retention_ratio 0.1"),
+    "scored tokens": (generate([PART], prompt_logprobs=1), "prompt_logprobs"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_BODIES)
+def test_a_body_is_refused_before_media_are_read(case: str) -> None:
+    body, message = REFUSED_BODIES[case]
+    with pytest.raises(ValueError, match=message):
+        check_http_request(body, SETTINGS)
 
 
 @pytest.mark.parametrize(
-    ("length", "params", "message"),
+    "body",
     [
-        (39, {}, "41 tokens, .* one step of 40.*--max-num-batched-tokens"),
-        (20, {"prompt_logprobs": 1}, "prompt_logprobs"),
-        (20, {"extra_args": {"dpp_retention_ratio": 0.05}}, "min_retention_ratio 0.1"),
-        (20, {"extra_args": {"dpp_record": 1}}, "dpp.record_dir"),
-        (20, {"extra_args": {"dpp_nonsense": 1}}, "dpp_nonsense"),
+        chat(vllm_xargs={"dpp_retention_ratio": 0.1, "theirs": "x"}),
+        chat(vllm_xargs={"dpp_retention_ratio": 1}, prompt_logprobs=1),
+        chat(use_beam_search=True, vllm_xargs={"theirs": 1}),
+        ChatCompletionRequest(messages=[{"role": "user", "content": "Hi"}], prompt_logprobs=1),
+        CompletionRequest(prompt="Hi", echo=True, logprobs=1),
+        generate(extra_args={"dpp_retention_ratio": None, "dpp_record": None}),
+        generate([{"type": "image_url", "url": "data:"}], prompt_logprobs=1),
     ],
 )
-def test_refusals_name_the_remedy_and_leave_no_trace(
-    length: int, params: dict[str, Any], message: str
+def test_other_bodies_pass(body: Any) -> None:
+    check_http_request(body, SETTINGS)
+
+
+LONG = "word " * 20
+
+
+@pytest.mark.parametrize(
+    ("question", "params", "more", "message"),
+    [
+        ("", {"extra_args": {"dpp_retention_ratio": 0.05}}, {}, "min_retention_ratio 0.1"),
+        ("", {"extra_args": {"dpp_record": True}}, {}, "record_dir"),
+        ("", {"prompt_logprobs": 1}, {}, "prompt_logprobs"),
+        ("", {}, {"resumable": True}, "streaming-input"),
+        (LONG, {}, {}, "takes 2.. tokens, .* max_deferred_tokens 150 .*--max-deferred-tokens"),
+    ],
+)
+def test_what_reaches_the_engine_is_checked(
+    front: FrontEnd, question: str, params: dict[str, Any], more: dict[str, Any], message: str
 ) -> None:
-    asked = prompt(length)
     with pytest.raises(VLLMValidationError, match=message):
-        check_request(asked, SamplingParams(**params))
-    assert asked[KEY].cache.forgotten == ["hash"]
+        front.process(front.render(0, question), SamplingParams(**params), **more)
 
 
-def test_media_that_the_engine_has_are_not_forgotten() -> None:
-    asked = prompt(39, sent=False)
-    with pytest.raises(VLLMValidationError):
-        check_request(asked, SamplingParams())
-    assert asked[KEY].cache.forgotten == []
+@pytest.mark.parametrize(
+    ("seed", "question", "params"),
+    [
+        (0, "What?", {}),
+        (0, "What?", {"extra_args": {"dpp_retention_ratio": 0.5, "theirs": 1}}),
+        (0, LONG, {"extra_args": {"dpp_retention_ratio": 1}, "prompt_logprobs": 1}),
+        (None, LONG, {"prompt_logprobs": 1}),
+    ],
+)
+def test_other_requests_reach_the_engine(
+    front: FrontEnd, seed: int | None, question: str, params: dict[str, Any]
+) -> None:
+    front.process(front.render(seed, question), SamplingParams(**params))
 
 
-def test_unpruned_requests_need_no_step_of_their_own() -> None:
-    whole = {"dpp_retention_ratio": 1}
-    check_request(prompt(39), SamplingParams(extra_args=whole))
-    check_request(prompt(20), SamplingParams(extra_args=whole, prompt_logprobs=1))
+def test_the_block_size_does_not_matter(tiny_checkpoint: Path) -> None:
+    """The engine chooses its own where none is given; a front end hears of it too late."""
+    front = FrontEnd(tiny_checkpoint, {}, max_num_batched_tokens=128, block_size=None)
+    front.process(front.render(0), SamplingParams())
+    front.renderer.shutdown()
 
 
-def test_other_engines_and_other_arguments_are_left_alone() -> None:
-    stock = {k: v for k, v in prompt(39).items() if k != KEY}
-    check_request(stock, SamplingParams(prompt_logprobs=1, extra_args={"theirs": 1}))
-    check_request({"prompt_token_ids": [1]}, PoolingParams())
+def test_another_engine_in_the_process_is_left_alone(tiny_checkpoint: Path) -> None:
+    stock = FrontEnd(tiny_checkpoint)
+    stock.process(stock.render(0), SamplingParams(prompt_logprobs=1, extra_args={"dpp_own": 1}))
+    stock.renderer.shutdown()
 
 
-def test_rules_travel_through_the_hf_config() -> None:
-    model_config = SimpleNamespace(hf_config=SimpleNamespace())
-    assert AdmissionRules.of(model_config) is None
-    RULES.publish(model_config)
-    assert AdmissionRules.of(model_config) == RULES
+@pytest.mark.parametrize("question", ["", LONG], ids=["early", "late"])
+def test_a_refused_video_keeps_its_place_among_the_cached(front: FrontEnd, question: str) -> None:
+    """The cache holds two videos. Were only the front end to see the first one again, the engine
+    would drop it for the third, and not be sent it after that."""
+    params = None if question else BAD
+    first, second, third = (10, 11, 12) if question else (20, 21, 22)
+    for seed in (first, second):
+        front.ask(front.render(seed))
+    with pytest.raises(RefusedRequestError):
+        front.ask(front.render(first, question or "What?"), params)
+    for seed in (third, first):
+        front.ask(front.render(seed))
 
 
-def test_installing_twice_wraps_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    monkeypatch.setattr(
-        current_platform, "validate_request", lambda *args: seen.append(args), raising=False
+def test_another_request_may_rely_on_a_refused_video(front: FrontEnd) -> None:
+    """Both are rendered before either is asked: the second one's video is not sent again."""
+
+    async def both() -> None:
+        refused, good = front.render(30), front.render(30)
+        assert good["mm_kwargs"]["video"] == [None]
+        with pytest.raises(RefusedRequestError):
+            await front.ask_async(refused, BAD)
+        await front.ask_async(good)
+
+    asyncio.run(both())
+
+
+def test_a_delivery_is_never_scheduled(front: FrontEnd) -> None:
+    delivered: list[EngineCoreRequest] = []
+    engine = SimpleNamespace(
+        renderer=front.renderer,
+        input_processor=front.input_processor,
+        engine_core=SimpleNamespace(add_request=delivered.append),
     )
+    with pytest.raises(RefusedRequestError):
+        admission._delivering(lambda _, *args: front.process(*args))(engine, front.render(0), BAD)
+    (request,) = delivered
+    front.add_request(request)
+    assert request.abort_immediately
+    assert request.external_req_id == "request" != request.request_id
+    admission.check_engine_request(request, ServingSettings.of_engine(front.config))
+
+
+def test_refused_videos_do_not_fill_shared_memory(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME", f"dpp_test_{id(monkeypatch)}")
+    front = FrontEnd(
+        tiny_checkpoint,
+        {},
+        mm_processor_cache_type="shm",
+        mm_processor_cache_gb=3.5 * VIDEO_BYTES / 2**30,
+        mm_shm_cache_max_object_size_mb=1,
+    )
+    try:
+        for seed in (41, 42, 43, 44):
+            with pytest.raises(RefusedRequestError):
+                front.ask(front.render(seed), BAD)
+        refused = front.render(45)
+        for _ in range(2):  # the same prompt again takes nothing back twice
+            with pytest.raises(RefusedRequestError):
+                asyncio.run(front.ask_async(refused, BAD))
+        front.renderer._mm_executor.submit(lambda: None).result()
+        assert set(front.cache._shm_cache.writer_flag.values()) == {0}
+        assert "address" in front.render(46)["mm_kwargs"]["video"][0], "there is room"
+    finally:
+        front.renderer.shutdown()
+
+
+def test_installing_twice_wraps_once(front: FrontEnd) -> None:
+    places = {
+        InputProcessor: "process_inputs",
+        AsyncLLM: "add_request",
+        LLMEngine: "add_request",
+        GenerateBaseServing: "_check_model",
+    }
+    before = [getattr(owner, name) for owner, name in places.items()]
     admission.install()
-    wrapped = current_platform.validate_request
-    admission.install()
-    assert current_platform.validate_request is wrapped
-    with pytest.raises(VLLMValidationError):
-        wrapped(prompt(39), SamplingParams())
-    assert len(seen) == 1, "the platform's own check comes first"
+    assert [getattr(owner, name) for owner, name in places.items()] == before
+    assert all(method.admits for method in before)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        OpenAIServingChat.render_chat_request,
+        OpenAIServingChatBatch.render_batch_chat_request,
+        OpenAIServingCompletion.render_completion_request,
+        OpenAIServingResponses._create_responses,
+        ServingTokens.serve_tokens,
+    ],
+)
+def test_endpoints_check_the_model_before_anything_else(method: Any) -> None:
+    _, body = inspect.getsource(method).split(" = await self._check_model(request)\n", 1)
+    assert "render" in body or "preprocess" in body
+    assert issubclass(OpenAIServingChatBatch, GenerateBaseServing)
+
+
+@pytest.mark.parametrize("engine", [AsyncLLM, LLMEngine])
+def test_engines_take_requests_from_the_input_processor(engine: type) -> None:
+    source = inspect.getsource(inspect.unwrap(engine.add_request))  # type: ignore[attr-defined]
+    assert "self.input_processor.process_inputs(" in source
+    source = inspect.getsource(engine.__init__)
+    assert "InputProcessor(self.vllm_config, renderer)" in source

@@ -3,15 +3,19 @@
 The configuration is a real one; each case changes the one attribute that its flag sets.
 """
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm.config import KVEventsConfig
+from vllm.config.utils import replace
 from vllm.engine.arg_utils import EngineArgs
 
 from vllm_dpp.serving.front.refusals import REFUSALS, refused
+from vllm_dpp.serving.settings import ServingSettings
 
 VARIANT = {"architectures": ["DPPQwen2_5_VLForConditionalGeneration"]}
 
@@ -60,6 +64,7 @@ def on_a_gpu(config: Any, patch: pytest.MonkeyPatch) -> None:
 
 
 ON = SimpleNamespace()
+EVENTS = KVEventsConfig(enable_kv_cache_events=True)
 CASES = {
     "--pipeline-parallel-size": setting("parallel_config.pipeline_parallel_size", 2),
     "--decode-context-parallel-size": setting("parallel_config.decode_context_parallel_size", 2),
@@ -68,6 +73,8 @@ CASES = {
     "--speculative-config": setting("speculative_config", ON),
     "--enable-lora": setting("lora_config", ON),
     "--kv-transfer-config": setting("kv_transfer_config", ON),
+    "--kv-offloading-size": setting("cache_config.kv_offloading_size", 1.0),
+    "--kv-events-config": setting("kv_events_config", EVENTS),
     "--video-pruning-rate": setting("model_config.multimodal_config.video_pruning_rate", 0.5),
     "--enable-prompt-embeds": setting("model_config.enable_prompt_embeds", True),
     "--kv-sharing-fast-prefill": setting("cache_config.kv_sharing_fast_prefill", True),
@@ -113,10 +120,24 @@ def test_batch_invariance_turns_breakable_graphs_on(
     assert list(refused(config)) == []
 
 
-def test_start_up_stops_at_a_refused_flag(tiny_checkpoint: Path) -> None:
-    args = engine_args(tiny_checkpoint, {}, video_pruning_rate=0.5)
-    with pytest.raises(ValueError, match="--video-pruning-rate cannot be combined"):
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("video_pruning_rate", 0.5),
+        ("kv_offloading_size", 1.0),  # becomes a connector after our hook has run
+        ("kv_events_config", EVENTS),
+    ],
+)
+def test_start_up_stops_at_a_refused_flag(tiny_checkpoint: Path, flag: str, value: Any) -> None:
+    args = engine_args(tiny_checkpoint, {}, **{flag: value})
+    name = "--" + flag.replace("_", "-")
+    with pytest.raises(ValueError, match=f"{name} cannot be combined"):
         args.create_engine_config()
+
+
+def test_events_that_are_off_are_not_refused(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting("kv_events_config", KVEventsConfig())(config, monkeypatch)
+    assert list(refused(config)) == []
 
 
 @pytest.mark.parametrize(
@@ -154,3 +175,31 @@ def test_start_up_resolves_what_depends_on_the_model(config: Any) -> None:
     assert dpp["prune_layer"] == 3
     assert dpp["turn_end_token_id"] is not None
     assert config.scheduler_config.scheduler_cls.startswith("vllm_dpp.")
+
+
+def compile_key(checkpoint: Path, **dpp: Any) -> str:
+    return engine_args(checkpoint, dpp).create_engine_config().compute_hash()
+
+
+def test_only_where_the_decoder_is_split_enters_the_compile_key(tiny_checkpoint: Path) -> None:
+    key = compile_key(tiny_checkpoint)
+    same = {"retention_ratio": 0.3, "min_retention_ratio": 0.2, "relevance_floor": 0.5}
+    assert compile_key(tiny_checkpoint, **same, max_deferred_tokens=100, prune_layer=3) == key
+    others = [{"prune_layer": 2}, {"relevance": "none"}]
+    assert len({key, *(compile_key(tiny_checkpoint, **dpp) for dpp in others)}) == 3
+
+
+def test_other_sections_enter_the_compile_key(tiny_checkpoint: Path) -> None:
+    args = engine_args(tiny_checkpoint, {})
+    args.additional_config["theirs"] = 1
+    config = args.create_engine_config()
+    assert config.additional_config["theirs"] == 1
+    assert config.compute_hash() != compile_key(tiny_checkpoint)
+
+
+def test_the_settings_survive_what_vllm_does_with_its_configuration(config: Any) -> None:
+    settings = ServingSettings.of_engine(config)
+    assert settings == ServingSettings.from_vllm_config(config)
+    for copied in (pickle.loads(pickle.dumps(config)), replace(config, instance_id="another")):
+        assert ServingSettings.of_engine(copied) == settings
+        assert copied.compute_hash() == config.compute_hash()

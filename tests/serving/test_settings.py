@@ -29,6 +29,8 @@ def test_missing_section_means_defaults():
         ({"record_dir": 3}, "record_dir"),
         ({"turn_end_token_id": "x"}, "turn_end_token_id"),
         ({"shard_selection": 1}, "shard_selection must be true or false, got 1"),
+        ({"max_deferred_tokens": 0}, "max_deferred_tokens must be an integer >= 1 or null, got 0"),
+        ({"max_deferred_tokens": True}, "max_deferred_tokens must be an integer"),
         ({"segment_by": "mood"}, "segment_by"),
         ("fast", "must be a mapping"),
     ],
@@ -41,6 +43,8 @@ def test_bad_settings_name_the_setting(section, message):
 def test_request_arguments():
     assert RequestOptions.from_extra_args(None) == RequestOptions()
     assert RequestOptions.from_extra_args({"other": 1}) == RequestOptions()
+    absent = {"dpp_retention_ratio": None, "dpp_record": None}  # as Arrow writes missing keys
+    assert RequestOptions.from_extra_args(absent) == RequestOptions()
     asked = RequestOptions.from_extra_args({"dpp_retention_ratio": 1, "dpp_record": 1})
     assert asked == RequestOptions(retention_ratio=1.0, record=True)
 
@@ -54,7 +58,11 @@ def test_request_arguments():
         ({"dpp_retention_ratio": True}, "got True"),
         ({"dpp_retention_ratio": float("nan")}, "nan"),
         ({"dpp_retention_ratio": [0.5]}, "number"),
-        ({"dpp_retention": 0.5}, "did you mean 'dpp_retention_ratio'"),
+        (
+            {"dpp_retention": 0.5},
+            r"'dpp_retention' \(did you mean 'dpp_retention_ratio'\?\); known: dpp_retention_ratio",
+        ),
+        ({"dpp_k": 9}, "'dpp_k'; known: dpp_retention_ratio, dpp_record$"),
         ({"dpp_record": 7}, "dpp_record must be true or false"),
     ],
 )

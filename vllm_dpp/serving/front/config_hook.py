@@ -9,11 +9,10 @@ from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
-from vllm_dpp.serving.front.admission import AdmissionRules
 from vllm_dpp.serving.front.families import family_of
 from vllm_dpp.serving.front.refusals import refused
 from vllm_dpp.serving.layer_groups import default_prune_layer, wasted_fraction
-from vllm_dpp.serving.settings import SECTION, ServingSettings
+from vllm_dpp.serving.settings import SECTION, ResolvedConfig, ServingSettings
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -37,16 +36,9 @@ class PruningConfigHook(VerifyAndUpdateConfig):
         _raise_for("; ".join(refused(vllm_config)))
         settings = resolve(vllm_config)
         _warn_about_waste(vllm_config.model_config, settings)
-        _warn_about_step_budget(vllm_config)
-        vllm_config.additional_config = {
-            **(vllm_config.additional_config or {}),
-            **settings.as_additional_config(),
-        }
-        AdmissionRules(
-            settings=settings,
-            step_budget=step_budget(vllm_config),
-            block_size=_planned_block_size(vllm_config),
-        ).publish(vllm_config.model_config)
+        vllm_config.additional_config = ResolvedConfig(
+            vllm_config.additional_config or {}, settings
+        )
         vllm_config.scheduler_config.scheduler_cls = SCHEDULER
         _choose_worker(vllm_config)
         _choose_cudagraphs(vllm_config)
@@ -69,21 +61,6 @@ def resolve(vllm_config: "VllmConfig") -> ServingSettings:
         token = _turn_end_token_id(model_config)
     _make_record_dir(settings)
     return replace(settings, prune_layer=layer, turn_end_token_id=token)
-
-
-def step_budget(vllm_config: "VllmConfig") -> int:
-    """Tokens that one request may be given in one step: the longest atomic range that can run."""
-    scheduler = vllm_config.scheduler_config
-    budget = scheduler.max_num_scheduled_tokens or scheduler.max_num_batched_tokens
-    budget = min(budget, scheduler.max_num_encoder_input_tokens)
-    if scheduler.long_prefill_token_threshold > 0:
-        budget = min(budget, scheduler.long_prefill_token_threshold)
-    return budget
-
-
-def _planned_block_size(vllm_config: "VllmConfig") -> int | None:
-    cache = vllm_config.cache_config
-    return cache.block_size if cache.enable_prefix_caching else None
 
 
 def _turn_end_token_id(model_config: "ModelConfig") -> int:
@@ -124,18 +101,6 @@ def _warn_about_waste(model_config: "ModelConfig", settings: ServingSettings) ->
             num_layers,
             100 * waste,
             default_prune_layer(num_layers),
-        )
-
-
-def _warn_about_step_budget(vllm_config: "VllmConfig") -> None:
-    budget, longest = step_budget(vllm_config), vllm_config.model_config.max_model_len
-    if budget < longest:
-        logger.warning(
-            "a pruned video and its question are computed in one step of at most %d tokens; longer "
-            "ones (up to --max-model-len %d) get HTTP 400. Raise --max-num-batched-tokens to serve "
-            "them",
-            budget,
-            longest,
         )
 
 

@@ -65,6 +65,16 @@ REFUSALS = (
         "connectors address KV by full token positions; serve without it",
     ),
     Refusal(
+        "--kv-offloading-size",
+        lambda c: c.cache_config.kv_offloading_size is not None,
+        "offloaded KV is addressed by full token positions; leave it out",
+    ),
+    Refusal(
+        "--kv-events-config",
+        lambda c: c.kv_events_config is not None and c.kv_events_config.enable_kv_cache_events,
+        "events would name the tokens of full positions for blocks of kept tokens; leave it out",
+    ),
+    Refusal(
         "--video-pruning-rate",
         lambda c: bool(_multimodal(c) and _multimodal(c).is_multimodal_pruning_enabled()),
         "it would prune the same video a second time; choose one of the two",

@@ -1,0 +1,150 @@
+"""What a request may not ask for. Each refusal names what was asked, the setting and the remedy.
+
+Most of it is known before the request's media are read (:class:`Demand`), and is then refused
+without touching them; the length of a range is known only once the prompt has been expanded.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from vllm_dpp.serving.request_plan import (
+    RECORD_ARG,
+    RETENTION_RATIO_ARG,
+    RequestOptions,
+    media_spans,
+    plan_prompt,
+)
+from vllm_dpp.serving.settings import ServingSettings
+
+if TYPE_CHECKING:
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.engine import EngineCoreRequest
+
+UNPRUNED = f"ask for {RETENTION_RATIO_ARG}=1"
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a request asks for, as far as that is known without its media.
+
+    Args:
+        options: Its arguments of ours.
+        scores_video: Whether it wants a logprob for every token of a prompt with a video.
+        beam_search: Whether vLLM searches with beams, whose requests carry no arguments.
+    """
+
+    options: RequestOptions
+    scores_video: bool
+    beam_search: bool = False
+
+    @classmethod
+    def of_http_request(cls, request: Any) -> Self:
+        """Read the body of any of vLLM's generating endpoints.
+
+        Raises:
+            ValueError: One of our arguments is unknown or has a bad value.
+        """
+        params = getattr(request, "sampling_params", None)
+        if params is not None:  # /inference/v1/generate takes the engine's own
+            extra_args, scores_prompt = params.extra_args, _scores_prompt(params)
+        else:
+            extra_args = getattr(request, "vllm_xargs", None)
+            # An echo is scored like a prompt.
+            scores_prompt = getattr(request, "echo", False) or (
+                getattr(request, "prompt_logprobs", None) is not None
+            )
+        return cls(
+            options=RequestOptions.from_extra_args(extra_args),
+            scores_video=scores_prompt and _brings_video(request),
+            beam_search=bool(getattr(request, "use_beam_search", False)),
+        )
+
+    @classmethod
+    def of_engine_request(cls, request: "EngineCoreRequest") -> Self:
+        """Read a request on its way to the engine.
+
+        Raises:
+            ValueError: One of our arguments is unknown or has a bad value.
+        """
+        params, features = request.sampling_params, request.mm_features or ()
+        if params is None:
+            return cls(RequestOptions(), scores_video=False)
+        return cls(
+            options=RequestOptions.from_extra_args(params.extra_args),
+            scores_video=_scores_prompt(params) and any(f.modality == "video" for f in features),
+        )
+
+    def check(self, settings: ServingSettings) -> None:
+        """Raise ``ValueError`` where an engine of ``settings`` refuses it."""
+        options, low = self.options, settings.min_retention_ratio
+        ratio = options.retention_ratio
+        if self.beam_search and options != RequestOptions():
+            raise ValueError(
+                f"beam search does not pass {RETENTION_RATIO_ARG} and {RECORD_ARG} on to its "
+                "beams: leave them out, or use_beam_search"
+            )
+        if ratio is not None and ratio < low:
+            raise ValueError(
+                f"{RETENTION_RATIO_ARG} {ratio} is below this server's min_retention_ratio {low}: "
+                "ask for more, or start the server with a lower --min-retention-ratio"
+            )
+        if options.record and settings.record_dir is None:
+            raise ValueError(
+                f"{RECORD_ARG} needs a server with a record_dir: start it with --record-dir, or "
+                f"leave {RECORD_ARG} out"
+            )
+        if self.scores_video and (settings.retention_ratio if ratio is None else ratio) < 1:
+            raise ValueError(
+                "prompt_logprobs (and echo, which asks for them) do not exist for video tokens "
+                f"that were pruned: leave them out, or {UNPRUNED}"
+            )
+
+
+def check_prompt(
+    request: "EngineCoreRequest", options: RequestOptions, settings: ServingSettings
+) -> None:
+    """Raise ``ValueError`` where the expanded prompt cannot be served.
+
+    Neither block size nor step budget matters: a front end need not know what the engine makes of
+    them.
+    """
+    limit = settings.max_deferred_tokens
+    if not request.mm_features or (limit is None and not request.resumable):
+        return
+    media = media_spans((f.modality, f.mm_position) for f in request.mm_features)
+    plan = plan_prompt(request.prompt_token_ids or (), media, options, settings, None)
+    if plan is None:
+        return
+    if request.resumable:
+        raise ValueError(f"a video in a streaming-input session cannot be pruned: {UNPRUNED}")
+    longest = max(turn.end - turn.start for turn in plan.turns)
+    if limit is not None and longest > limit:
+        raise ValueError(
+            f"a video with its question takes {longest} tokens, more than max_deferred_tokens "
+            f"{limit} of this server: send a shorter video, start the server with a larger "
+            f"--max-deferred-tokens, or {UNPRUNED}"
+        )
+
+
+def _scores_prompt(params: "SamplingParams") -> bool:
+    return params.prompt_logprobs is not None or params.prompt_logprob_token_ids is not None
+
+
+def _brings_video(request: Any) -> bool:
+    """Whether the body of a request holds a video, in features, messages or content parts."""
+    features = getattr(request, "features", None)
+    if features is not None and features.mm_hashes.get("video"):
+        return True
+    places = (getattr(request, name, None) for name in ("messages", "input", "content_parts"))
+    return any(_holds_video(place) for place in places)
+
+
+def _holds_video(value: Any) -> bool:
+    """Whether a JSON value holds a part whose type, or a key of which, names a video."""
+    if isinstance(value, list | tuple):
+        return any(_holds_video(item) for item in value)
+    if not isinstance(value, Mapping):
+        return False
+    names = [str(value.get("type")), *map(str, value)]
+    return any("video" in name for name in names) or _holds_video(value.get("content"))
