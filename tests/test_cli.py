@@ -22,11 +22,6 @@ def model(tmp_path: Path) -> str:
     return write_model(tmp_path / "model", "Qwen2_5_VLForConditionalGeneration")
 
 
-@pytest.fixture(autouse=True)
-def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve_command, "_on_cpu", lambda: True)
-
-
 def write_model(folder: Path, *architectures: str) -> str:
     folder.mkdir()
     config = {
@@ -66,7 +61,6 @@ def test_the_plain_command(capsys: pytest.CaptureFixture[str], model: str) -> No
     arguments = ["--retention-ratio", "0.5", "--prune_layer=9", "-tp", "2", "--port", "8001"]
     assert plain(capsys, model, *arguments) == [
         *("vllm", "serve", model, "-tp", "2", "--port", "8001"),
-        *("--max-num-batched-tokens", "8192"),
         *("--hf-overrides", json.dumps(VARIANT)),
         *("--additional-config", '{"dpp": {"retention_ratio": 0.5, "prune_layer": 9}}'),
     ]
@@ -122,12 +116,11 @@ def test_flags_win_over_a_config_file(
 ) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(
-        f"model: {model}\nmax-num-batched-tokens: 4096\n"
+        f"model: {model}\n"
         "hf-overrides: {a: 1}\nadditional_config: {dpp: {prune_layer: 9, retention_ratio: 0.25}}\n"
     )
     command = plain(capsys, "--config", str(path), "--retention-ratio", "0.5")
     assert command[:4] == ["vllm", "serve", "--config", str(path)]
-    assert "--max-num-batched-tokens" not in command
     assert value(command, "--hf-overrides") == VARIANT | {"a": 1}
     dpp = {"prune_layer": 9, "retention_ratio": 0.5}
     assert value(command, "--additional-config") == {"dpp": dpp}
@@ -175,29 +168,6 @@ def test_a_named_architecture_spares_the_config(
     named = '{"architectures": ["Qwen2_5_VLForConditionalGeneration"]}'
     command = plain(capsys, "s3://bucket/model", "--hf-overrides", named)
     assert value(command, "--hf-overrides") == VARIANT
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        ([], "8192"),
-        (["--max-model-len", "4096"], "4096"),
-        (["--max-model-len=2k"], "2000"),
-        (["--max-model-len", "auto"], "8192"),
-        (["--max_num_batched_tokens", "512"], "512"),
-    ],
-)
-def test_the_step_budget(
-    capsys: pytest.CaptureFixture[str], model: str, arguments: list[str], expected: str
-) -> None:
-    command = plain(capsys, model, *arguments)
-    assert command.count("--max-num-batched-tokens") == 1
-    assert command[command.index("--max-num-batched-tokens") + 1] == expected
-
-
-def test_the_step_budget_of_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve_command, "_on_cpu", lambda: False)
-    assert serve_command.choose_budget(None) == 16384
 
 
 def test_serving_becomes_the_printed_command(

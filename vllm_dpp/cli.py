@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def serve(argv: Sequence[str]) -> int:
     """start `vllm serve` with pruning on, or only print the command"""
     parser = _serve_parser()
-    from vllm_dpp.serve_command import BUDGET, dashed, serve_command
+    from vllm_dpp.serve_command import dashed, serve_command
 
     given, rest = parser.parse_known_args(dashed(argv))
     settings = vars(given)
@@ -60,11 +60,6 @@ def serve(argv: Sequence[str]) -> int:
     if importlib.util.find_spec("vllm") is None:
         raise ValueError(NO_VLLM)
     command = serve_command(settings, rest)
-    if BUDGET in command and not any(argument.startswith(BUDGET) for argument in rest):
-        print(
-            f"# {BUDGET} {command[command.index(BUDGET) + 1]}: the longest video and question, in "
-            "tokens, that one step can prune; give your own for longer ones"
-        )
     print("+ " + shlex.join(command), flush=True)
     if not dry_run:
         module = ["-m", "vllm.entrypoints.cli.main"]  # what the script `vllm` runs
@@ -103,15 +98,14 @@ def _serve_parser() -> argparse.ArgumentParser:
     from dataclasses import fields
     from typing import Literal, get_args, get_origin, get_type_hints
 
-    from vllm_dpp.serve_command import ADDITIONAL, BUDGET, flag_of
+    from vllm_dpp.serve_command import ADDITIONAL, flag_of
     from vllm_dpp.serving.settings import ServingSettings
 
     parser = argparse.ArgumentParser(
         prog="vllm-dpp serve",
         usage="%(prog)s MODEL [settings] [--dry-run] [any flag of `vllm serve`]",
         description="Start `vllm serve` with video tokens pruned in the middle of the decoder. The "
-        f"plain command is printed first. {BUDGET} is raised, unless you give it, so that a long "
-        "video fits in one step.",
+        "plain command is printed first.",
         allow_abbrev=False,
     )
     parser.add_argument("--dry-run", action="store_true", help="print the command and stop")

@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,6 @@ from vllm_dpp.serving.settings import SECTION, ServingSettings
 
 OVERRIDES = "--hf-overrides"
 ADDITIONAL = "--additional-config"
-BUDGET = "--max-num-batched-tokens"
-BUDGET_ON_ACCELERATOR = 16384
-BUDGET_ON_CPU = 8192
 
 Json = dict[str, Any]
 
@@ -45,10 +41,7 @@ def serve_command(settings: Json, arguments: Sequence[str]) -> list[str]:
     validated = _validate(additional)
     everything = [*file, *rest]
     overrides["architectures"] = [_variant(rest, everything, overrides, validated)]
-    command = ["vllm", "serve", *rest]
-    if _value_of(BUDGET, everything) is None:
-        command += [BUDGET, str(choose_budget(_value_of("--max-model-len", everything)))]
-    command += [OVERRIDES, json.dumps(overrides)]
+    command = ["vllm", "serve", *rest, OVERRIDES, json.dumps(overrides)]
     return command + ([ADDITIONAL, json.dumps(additional)] if additional else [])
 
 
@@ -63,30 +56,6 @@ def dashed(arguments: Sequence[str]) -> list[str]:
         re.sub(r"^--[^.=\s]+", lambda match: match[0].replace("_", "-"), argument)
         for argument in arguments
     ]
-
-
-def choose_budget(max_model_len: str | None) -> int:
-    """Tokens of one step: a pruned video and its question are computed in one."""
-    budget = BUDGET_ON_CPU if _on_cpu() else BUDGET_ON_ACCELERATOR
-    if max_model_len is None or max_model_len in ("auto", "-1"):
-        return budget
-    if not max_model_len.isdigit():
-        from vllm.utils.argparse_utils import human_readable_int
-
-        return min(budget, human_readable_int(max_model_len))
-    return min(budget, int(max_model_len))
-
-
-def _on_cpu() -> bool:
-    """Whether vLLM will choose its CPU platform: the CPU build does so beside a GPU, too."""
-    try:
-        if "cpu" in version("vllm"):
-            return True
-    except PackageNotFoundError:
-        pass
-    import torch
-
-    return not torch.cuda.is_available()
 
 
 def _add_settings(additional: Json, settings: Json) -> Json:
