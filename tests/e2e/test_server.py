@@ -1,6 +1,7 @@
 """Chat about real mp4 files with a real server over HTTP; the reference judges every answer."""
 
 import base64
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,9 +20,12 @@ from vllm_dpp.toy.video import as_data_url, render_frames, write_mp4
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
-SETTINGS = ServingSettings(prune_layer=2, retention_ratio=0.25)
-BLOCK_SIZE = 32
-STEP_BUDGET = 512
+SETTINGS = ServingSettings(prune_layer=2, retention_ratio=0.25, max_deferred_tokens=600)
+BLOCK_SIZE = 128  # vLLM's own choice on a CPU
+STEP_BUDGET = 384  # a clip takes two steps
+CLIP_SIZE = 224  # 512 tokens
+CACHED_CLIPS = 4
+CLIP_BYTES = 512 * 4 * 1176 + 2**12  # of a clip's patches in the media cache, and a little
 FPS = 2.0  # the server samples two frames a second: all of them
 QUESTION = "What moves?"
 MAX_TOKENS = 6
@@ -29,11 +33,11 @@ MAX_TOKENS = 6
 
 @pytest.fixture(scope="module")
 def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of videos: three good ones, one too long for a step, one that is no video."""
+    """A folder of videos: good ones, one too long for the buffer, one that is no video."""
     folder = tmp_path_factory.mktemp("media")
     for seed in range(3):
-        write_mp4(folder / f"clip{seed}.mp4", render_frames(seed, 16, 112, 112), FPS)
-    write_mp4(folder / "long.mp4", render_frames(9, 80, 112, 112), FPS)
+        write_mp4(folder / f"clip{seed}.mp4", render_frames(seed, 16, CLIP_SIZE, CLIP_SIZE), FPS)
+    write_mp4(folder / "long.mp4", render_frames(9, 24, CLIP_SIZE, CLIP_SIZE), FPS)
     (folder / "broken.mp4").write_bytes((folder / "clip0.mp4").read_bytes()[:300])
     return folder
 
@@ -44,13 +48,15 @@ def server(tiny_checkpoint: Path, media: Path, tmp_path_factory: Any) -> Iterato
     arguments = [
         *("--prune-layer", str(SETTINGS.prune_layer)),
         *("--retention-ratio", str(SETTINGS.retention_ratio)),
+        *("--max-deferred-tokens", str(SETTINGS.max_deferred_tokens)),
         *("--max-num-batched-tokens", str(STEP_BUDGET)),
-        *("--block-size", str(BLOCK_SIZE)),
+        *("--mm-processor-cache-gb", str(CACHED_CLIPS * CLIP_BYTES / 2**30)),
         *("--max-model-len", "2048"),
         *("--max-num-seqs", "16"),
         *("--dtype", "float32"),
         *("--allowed-local-media-path", str(media)),
         "--enforce-eager",
+        "--enable-scale-out",
     ]
     with serve(tiny_checkpoint, folder / "log.txt", arguments) as started:
         yield started
@@ -179,28 +185,47 @@ def test_sixteen_clients_at_once(server: Server, media: Path, one_turn: Any) -> 
         list(pool.map(client, range(32)))
 
 
-BAD_ARGUMENTS = {
-    "ratio above one": ({"dpp_retention_ratio": 1.5}, "(0, 1]"),
-    "ratio zero": ({"dpp_retention_ratio": 0}, "(0, 1]"),
-    "ratio as text": ({"dpp_retention_ratio": "half"}, "(0, 1]"),
-    "ratio below the server's": ({"dpp_retention_ratio": 0.001}, "min_retention_ratio"),
-    "misspelt": ({"dpp_retention": 0.5}, "dpp_retention_ratio"),
-    "record without a folder": ({"dpp_record": 1}, "record_dir"),
+BAD_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
+    "ratio above one": ({"vllm_xargs": {"dpp_retention_ratio": 1.5}}, "(0, 1]"),
+    "ratio zero": ({"vllm_xargs": {"dpp_retention_ratio": 0}}, "(0, 1]"),
+    "ratio as text": ({"vllm_xargs": {"dpp_retention_ratio": "half"}}, "(0, 1]"),
+    "ratio too low": ({"vllm_xargs": {"dpp_retention_ratio": 0.001}}, "--min-retention-ratio"),
+    "misspelt": ({"vllm_xargs": {"dpp_retention": 0.5}}, "did you mean 'dpp_retention_ratio'"),
+    "record without a folder": ({"vllm_xargs": {"dpp_record": 1}}, "--record-dir"),
+    "beams": ({"use_beam_search": True, "vllm_xargs": {"dpp_retention_ratio": 1}}, "beam search"),
+    "echo": ({"echo": True}, "dpp_retention_ratio=1"),
 }
 
 
-@pytest.mark.parametrize("case", BAD_ARGUMENTS)
-def test_bad_arguments_get_400(server: Server, media: Path, case: str) -> None:
-    args, remedy = BAD_ARGUMENTS[case]
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("case", BAD_REQUESTS)
+def test_bad_requests_get_400(server: Server, media: Path, case: str, stream: bool) -> None:
+    extra, remedy = BAD_REQUESTS[case]
     messages = openai_messages([(as_data_url(media / "clip0.mp4"), QUESTION, None)])
     with pytest.raises(openai.BadRequestError) as refused:
-        ask(server, messages, vllm_xargs=args)
+        ask(server, messages, stream, **extra)
     assert refused.value.status_code == 400 and remedy in str(refused.value)
 
 
-def test_bad_arguments_of_a_text_request_get_400(server: Server) -> None:
-    with pytest.raises(openai.BadRequestError, match="dpp_retention_ratio"):
-        ask(server, openai_messages([("", "Hello", None)]), vllm_xargs={"dpp_retention": 1})
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "Hello"}),
+        ("/v1/responses", {"input": "Hello"}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "Hello"}]}),
+        ("/v1/chat/completions/batch", {"messages": [[{"role": "user", "content": "Hello"}]]}),
+    ],
+)
+def test_every_endpoint_checks_arguments(server: Server, path: str, body: dict[str, Any]) -> None:
+    more = {"model": server.model, "max_tokens": 1, "vllm_xargs": {"dpp_retention": 1}}
+    status, reply = server.post(path, body | more)
+    assert status == 400 and "dpp_retention_ratio" in reply["error"]["message"]
+
+
+def test_true_keeps_everything(server: Server, media: Path, one_turn: Any) -> None:
+    """vLLM reads JSON ``true`` as 1 before a plugin sees it."""
+    messages = openai_messages([(as_data_url(media / "clip0.mp4"), QUESTION, None)])
+    one_turn[0, 1.0](ask(server, messages, vllm_xargs={"dpp_retention_ratio": True}))
 
 
 def test_prompt_logprobs_of_a_pruned_request_get_400(server: Server, media: Path) -> None:
@@ -211,22 +236,91 @@ def test_prompt_logprobs_of_a_pruned_request_get_400(server: Server, media: Path
     assert len(unpruned) == MAX_TOKENS
 
 
-def test_a_video_too_long_for_a_step_gets_400_and_runs_unpruned(
+def test_beams_prune_as_the_server_does(server: Server, media: Path, one_turn: Any) -> None:
+    messages = openai_messages([(as_data_url(media / "clip0.mp4"), QUESTION, None)])
+    one_turn[0, 0.25](ask(server, messages, use_beam_search=True))
+
+
+def test_tokens_in_tokens_out(server: Server, media: Path, one_turn: Any) -> None:
+    """``/inference/v1/generate`` takes prompts that another server has rendered."""
+    messages = openai_messages([(as_data_url(media / "clip0.mp4"), QUESTION, None)])
+    chat = {"model": server.model, "messages": messages}
+    status, rendered = server.post("/v1/chat/completions/render", chat)
+    assert status == 200
+
+    def generate(**params: Any) -> tuple[int, dict[str, Any]]:
+        common = {"max_tokens": MAX_TOKENS, "temperature": 0, "ignore_eos": True}
+        body = rendered | {"sampling_params": common | params}
+        return server.post("/inference/v1/generate", body)
+
+    for args, ratio in (({}, 0.25), ({"dpp_retention_ratio": 1}, 1.0)):
+        status, reply = generate(extra_args=args)
+        assert status == 200
+        one_turn[0, ratio](tuple(reply["choices"][0]["token_ids"]))
+    for params, remedy in (
+        ({"prompt_logprobs": 1}, "prompt_logprobs"),
+        ({"extra_args": {"dpp_retention_ratio": 0.001}}, "min_retention_ratio"),
+        ({"extra_args": {"dpp_retention_ratio": True}}, "got True"),
+    ):
+        status, reply = generate(**params)
+        assert status == 400 and remedy in reply["error"]["message"]
+
+
+def test_a_video_too_long_for_the_buffer_gets_400_and_runs_unpruned(
     server: Server, media: Path
 ) -> None:
     messages = openai_messages([(as_data_url(media / "long.mp4"), QUESTION, None)])
-    with pytest.raises(openai.BadRequestError, match="--max-num-batched-tokens"):
+    with pytest.raises(openai.BadRequestError, match="--max-deferred-tokens"):
         ask(server, messages)
     assert len(ask(server, messages, vllm_xargs={"dpp_retention_ratio": 1})) == MAX_TOKENS
 
 
-def test_a_refused_video_can_be_sent_again(server: Server, media: Path, one_turn: Any) -> None:
-    """The front end must not believe that the engine has media which it never passed on."""
-    fresh = write_mp4(media / "fresh.mp4", render_frames(7, 16, 112, 112), FPS)
-    messages = openai_messages([(as_data_url(fresh), QUESTION, None)])
+def fresh_clips(folder: Path, count: int) -> list[str]:
+    """URLs of clips that no other test sends."""
+    seeds = range(zlib.crc32(bytes(folder)), zlib.crc32(bytes(folder)) + count)
+    frames = {seed: render_frames(seed, 16, CLIP_SIZE, CLIP_SIZE) for seed in seeds}
+    return [as_data_url(write_mp4(folder / f"{s}.mp4", f, FPS)) for s, f in frames.items()]
+
+
+TOO_LONG = " ".join(["Why?"] * 100)
+REFUSALS = {
+    "early": (QUESTION, {"vllm_xargs": {"dpp_retention_ratio": 7}}),
+    "late": (TOO_LONG, {}),  # known only when the media have been processed
+}
+
+
+@pytest.mark.parametrize("when", REFUSALS)
+def test_a_refused_request_moves_no_cached_video(server: Server, tmp_path: Path, when: str) -> None:
+    """Both halves of the media cache drop the same video when another one needs the room."""
+    question, extra = REFUSALS[when]
+    clips = fresh_clips(tmp_path, CACHED_CLIPS + 1)
+
+    def good(url: str) -> None:
+        assert len(ask(server, openai_messages([(url, QUESTION, None)]))) == MAX_TOKENS
+
+    for url in clips[:-1]:
+        good(url)
     with pytest.raises(openai.BadRequestError):
-        ask(server, messages, vllm_xargs={"dpp_retention_ratio": 7})
-    assert len(ask(server, messages)) == MAX_TOKENS
+        ask(server, openai_messages([(clips[0], question, None)]), **extra)
+    good(clips[-1])
+    good(clips[0])
+
+
+@pytest.mark.parametrize("when", REFUSALS)
+def test_a_refused_video_may_be_shared(server: Server, tmp_path: Path, when: str) -> None:
+    """Two requests at once bring a video that nobody has sent before; one of them is refused."""
+    question, extra = REFUSALS[when]
+
+    def status(url: str, question: str, extra: dict[str, Any]) -> int:
+        messages = openai_messages([(url, question, None)])
+        body = {"model": server.model, "messages": messages, "max_tokens": 1, **extra}
+        return server.post("/v1/chat/completions", body)[0]
+
+    with ThreadPoolExecutor(2) as pool:
+        for url in fresh_clips(tmp_path, 6):
+            refused = pool.submit(status, url, question, extra)
+            good = pool.submit(status, url, QUESTION, {})
+            assert (refused.result(), good.result()) == (400, 200)
 
 
 def test_broken_videos_hurt_nobody(server: Server, media: Path, one_turn: Any) -> None:
