@@ -137,10 +137,33 @@ class EngineWorker:
 
     def kept(self, folder: str, name: str) -> dict[int, list[int]]:
         """Kept indices of a request's videos, by first position, from its record."""
+        return {video["start"]: video["keep"] for video in self.record(folder, name)}
+
+    def record(self, folder: str, name: str) -> list[dict[str, Any]]:
+        """The videos of a request's record, in order of position."""
         self.model.pruning.records.flush()
         (path,) = Path(folder).glob(f"{name}-*.kept.json")
-        videos = json.loads(path.read_text())["videos"]
-        return {video["start"]: video["keep"] for video in videos}
+        return json.loads(path.read_text())["videos"]
+
+    def evict(self, kind: str, index: int) -> None:
+        """Drop one block of the lower or upper groups, and its copies, from the prefix cache."""
+        from vllm.v1.core.kv_cache_utils import get_group_id
+
+        from vllm_dpp.serving.engine.kv_cache import CompactAttentionManager
+
+        manager = self.scheduler.kv_cache_manager
+        groups = [
+            i
+            for i, one in enumerate(manager.coordinator.single_type_managers)
+            if isinstance(one, CompactAttentionManager) == (kind == "upper")
+        ]
+        blocks = [
+            block
+            for block in manager.block_pool.blocks
+            if block.block_hash is not None and get_group_id(block.block_hash) in groups
+        ]
+        chosen = list(dict.fromkeys(block.block_hash for block in blocks))[index]
+        manager.evict_blocks({b.block_id for b in blocks if b.block_hash == chosen})
 
     def force_kept(self, kept: list[list[int]] | None) -> None:
         """Let the next videos keep these indices, in order, whatever the selection says."""
