@@ -120,12 +120,9 @@ def _delivering_async(inner: Method) -> Method:
         try:
             return await inner(self, *args, **kwargs)
         except RefusedRequestError as refusal:
-            request, cache = refusal.request, self.renderer.mm_processor_cache
-            if request.mm_features and media.is_shadow(cache):
-                self.input_processor.assign_request_id(request)
-                await self.engine_core.add_request_async(media.as_delivery(request))
-            elif request.mm_features and media.is_shared(cache):
-                self.renderer._mm_executor.submit(media.let_go, cache, request)
+            if request := media.delivery(self, refusal.request):
+                await self.engine_core.add_request_async(request)
+            self.renderer._mm_executor.submit(media.let_go, self, refusal.request)
             raise
 
     return add_request
@@ -136,12 +133,9 @@ def _delivering(inner: Method) -> Method:
         try:
             return inner(self, *args, **kwargs)
         except RefusedRequestError as refusal:
-            request, cache = refusal.request, self.renderer.mm_processor_cache
-            if request.mm_features and media.is_shadow(cache):
-                self.input_processor.assign_request_id(request)
-                self.engine_core.add_request(media.as_delivery(request))
-            elif request.mm_features and media.is_shared(cache):
-                media.let_go(cache, request)
+            if request := media.delivery(self, refusal.request):
+                self.engine_core.add_request(request)
+            media.let_go(self, refusal.request)
             raise
 
     return add_request

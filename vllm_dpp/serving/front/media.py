@@ -12,7 +12,7 @@ The other kinds of cache (``None``, and the one of several front ends) have no o
 See ``patches/refused-media.md``.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm.multimodal.cache import LruKeyReplicatedSenderCache, ShmObjectStoreSenderCache
 from vllm.sampling_params import SamplingParams
@@ -20,37 +20,41 @@ from vllm.sampling_params import SamplingParams
 from vllm_dpp.serving.request_plan import RETENTION_RATIO_ARG
 
 if TYPE_CHECKING:
-    from vllm.multimodal.cache import BaseMultiModalProcessorCache
     from vllm.v1.engine import EngineCoreRequest
 
 
-def is_shadow(cache: "BaseMultiModalProcessorCache | None") -> bool:
-    """Whether the engine has to see the media of a refused request."""
-    return isinstance(cache, LruKeyReplicatedSenderCache)
+def delivery(engine: Any, refused: "EngineCoreRequest") -> "EngineCoreRequest | None":
+    """Make of a refused request one that brings its media to the engine and does nothing else.
 
+    Args:
+        engine: The ``AsyncLLM`` or ``LLMEngine`` that was asked.
+        refused: The request; it is changed.
 
-def is_shared(cache: "BaseMultiModalProcessorCache | None") -> bool:
-    """Whether the media of a refused request wait for a worker that will not come."""
-    return isinstance(cache, ShmObjectStoreSenderCache)
-
-
-def as_delivery(request: "EngineCoreRequest") -> "EngineCoreRequest":
-    """Make ``request`` one that brings its media to the engine and does nothing else."""
-    request.sampling_params = SamplingParams(
+    Returns:
+        The request, or ``None`` where the engine need not see any media.
+    """
+    shadow = engine.renderer.mm_processor_cache
+    if not refused.mm_features or not isinstance(shadow, LruKeyReplicatedSenderCache):
+        return None
+    refused.sampling_params = SamplingParams(
         max_tokens=1, watermarking=False, extra_args={RETENTION_RATIO_ARG: 1}
     )
-    request.resumable = False
-    request.abort_immediately = True
-    return request
+    refused.resumable = False
+    refused.abort_immediately = True
+    engine.input_processor.assign_request_id(refused)
+    return refused
 
 
-def let_go(cache: ShmObjectStoreSenderCache, request: "EngineCoreRequest") -> None:
+def let_go(engine: Any, refused: "EngineCoreRequest") -> None:
     """Give up the claims by which media stay in shared memory until a worker has read them.
 
     To be called on the thread that processes media, like everything that writes to the cache.
     """
-    claims = cache._shm_cache.writer_flag
-    for feature in request.mm_features or ():
+    shared = engine.renderer.mm_processor_cache
+    if not isinstance(shared, ShmObjectStoreSenderCache):
+        return
+    claims = shared._shm_cache.writer_flag
+    for feature in refused.mm_features or ():
         item = feature.data
         if item is None or "monotonic_id" not in item or getattr(item, "let_go", False):
             continue
