@@ -9,9 +9,10 @@ import torch
 from tests.engines.prompts import engine_prompt
 from tests.engines.traffic import Answer
 from tests.reference.chats import CHATS
+from tests.reference.plan import plan_pieces
 from tests.reference.prompt import Messages, Prompt
 from tests.reference.reference import Reference, ReferenceResult
-from vllm_dpp.pruning import PruningConfig
+from vllm_dpp.pruning import PruningConfig, VideoTokens, naive_keep_indices
 
 TOLERANCE = 1e-4
 """Largest difference of a log-probability, over the whole vocabulary, in float32."""
@@ -59,6 +60,24 @@ class Judge:
                     settings=settings,
                 )
         return self._chosen[key].keep
+
+    def pieces(
+        self, chat: str, ratio: float, prune_layer: int, length: int, block_size: int | None
+    ) -> list[int]:
+        """What is kept of a chat's one video if it is decided in pieces, without a question."""
+        (video,) = self.prompts[chat].videos
+        with torch.inference_mode():
+            (features,) = self.reference.run(
+                self.prompts[chat],
+                prune_layer=prune_layer,
+                retention_ratio=ratio,
+                max_tokens=1,
+            ).features
+        settings, kept, end = PruningConfig(relevance="none"), [], 0
+        for start, end, count in plan_pieces(video, ratio, length, block_size):
+            piece = VideoTokens(features[start:end].double(), None, count, num_slices=1)
+            kept += [start + int(index) for index in naive_keep_indices([piece], settings)[0]]
+        return [*kept, *range(end, video.length)]
 
     def logprobs(
         self, chat: str, prune_layer: int, keep: list[list[int]], tokens: tuple[int, ...]

@@ -87,6 +87,7 @@ class Traffic:
         working_steps: Steps that computed anything.
         preemptions: Requests that lost their blocks.
         peak_running: Most requests running at once.
+        first_steps: The step in which a request was first given tokens, by name.
         first_blocks: Blocks of each KV group after a request's first step, by name.
         blocks_held: Blocks not returned at the end.
         plans_left: Plans still held at the end, by the scheduler or the worker.
@@ -97,6 +98,7 @@ class Traffic:
     working_steps: int
     preemptions: int
     peak_running: int
+    first_steps: dict[str, int]
     first_blocks: dict[str, tuple[int, ...]]
     blocks_held: int
     plans_left: int

@@ -145,6 +145,10 @@ class EngineWorker:
         (path,) = Path(folder).glob(f"{name}-*.kept.json")
         return json.loads(path.read_text())["videos"]
 
+    def rows_taken(self) -> int:
+        """Rows of the range buffer that a request holds."""
+        return self.model.pruning.buffer.num_taken
+
     def evict(self, kind: str, index: int) -> None:
         """Drop one block of the lower or upper groups, and its copies, from the prefix cache."""
         from vllm.v1.core.kv_cache_utils import get_group_id
@@ -186,6 +190,7 @@ class SchedulerProbe:
         self.scheduler = scheduler
         self.inner = scheduler.schedule
         self.preemptions = self.peak_running = self.working_steps = 0
+        self.first_steps: dict[str, int] = {}
         self.blocks: dict[str, tuple[int, ...]] = {}
         scheduler.schedule = self.schedule
 
@@ -194,6 +199,8 @@ class SchedulerProbe:
         self.preemptions += len(output.preempted_req_ids or ())
         self.peak_running = max(self.peak_running, len(self.scheduler.running))
         self.working_steps += output.total_num_scheduled_tokens > 0
+        for request_id in output.num_scheduled_tokens:
+            self.first_steps.setdefault(request_id.rsplit("-", 1)[0], self.working_steps)
         for request in self.scheduler.running:
             ids = self.scheduler.kv_cache_manager.get_block_ids(request.request_id)
             name = request.request_id.rsplit("-", 1)[0]
@@ -208,5 +215,6 @@ class SchedulerProbe:
             "preemptions": self.preemptions,
             "peak_running": self.peak_running,
             "working_steps": self.working_steps,
+            "first_steps": self.first_steps,
             "first_blocks": self.blocks,
         }

@@ -70,6 +70,33 @@ def plan_videos(
     return plans
 
 
+def plan_pieces(
+    video: MediaItem, ratio: float, piece_length: int, block_size: int | None = None
+) -> list[tuple[int, int, int]]:
+    """A video that is decided in pieces: first and last offset of each, and how many stay.
+
+    Offsets count from the video's first token. What is dropped up to the end of a piece is what
+    the ratio drops of all that has been read, in whole blocks if there are blocks; what the
+    pieces do not cover stays.
+    """
+    unit = block_size or 1
+    last = video.end - video.end % unit
+    bounds = [video.start]
+    while bounds[-1] < last:
+        wanted = bounds[-1] + piece_length
+        beyond = bounds[-1] - bounds[-1] % unit + unit
+        bounds.append(min(last, max(beyond, wanted - wanted % unit)))
+    pieces, dropped = [], 0
+    for start, end in zip(bounds, bounds[1:], strict=False):
+        read = end - video.start
+        drop = read - num_kept(read, ratio) - dropped
+        drop = min(drop, end - start - 1)
+        drop -= drop % unit
+        dropped += drop
+        pieces.append((start - video.start, end - video.start, end - start - drop))
+    return pieces
+
+
 def num_kept(length: int, retention_ratio: float) -> int:
     """Round half up, at least one token; a ratio of one keeps all."""
     if retention_ratio == 1:
