@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from vllm.entrypoints.serve.engine.protocol import ErrorResponse
     from vllm.v1.engine import EngineCoreRequest
 
-HTTP_SERVING = "vllm.entrypoints.generate.base.serving"
-
 Method = Callable[..., Any]
 
 
@@ -54,17 +52,14 @@ class AdmissionProcessorMixin:
 
 
 def install() -> None:
-    """Wrap vLLM's methods, once in a process."""
-    from vllm.v1.engine.async_llm import AsyncLLM
-    from vllm.v1.engine.input_processor import InputProcessor
-    from vllm.v1.engine.llm_engine import LLMEngine
+    """Wrap vLLM's methods, once in a process.
 
-    _wrap(InputProcessor, "process_inputs", _checking)
-    _wrap(AsyncLLM, "add_request", _delivering_async)
-    _wrap(LLMEngine, "add_request", _delivering)
-    # An HTTP server has imported it by now; nobody else pays for it.
-    if serving := sys.modules.get(HTTP_SERVING):
-        _wrap(serving.GenerateBaseServing, "_check_model", _checking_http)
+    A front end has imported what it will use by the time it builds a processor; workers and engines
+    build one, too, and import none of it.
+    """
+    for (module, owner, name), wrapper in WRAPPERS.items():
+        if module in sys.modules:
+            _wrap(getattr(sys.modules[module], owner), name, wrapper)
 
 
 def check_http_request(request: Any, settings: ServingSettings) -> None:
@@ -139,3 +134,14 @@ def _delivering(inner: Method) -> Method:
             raise
 
     return add_request
+
+
+WRAPPERS: dict[tuple[str, str, str], Callable[[Method], Method]] = {
+    ("vllm.entrypoints.generate.base.serving", "GenerateBaseServing", "_check_model"): (
+        _checking_http
+    ),
+    ("vllm.v1.engine.input_processor", "InputProcessor", "process_inputs"): _checking,
+    ("vllm.v1.engine.async_llm", "AsyncLLM", "add_request"): _delivering_async,
+    ("vllm.v1.engine.llm_engine", "LLMEngine", "add_request"): _delivering,
+}
+"""By module, class and method."""
