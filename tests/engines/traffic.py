@@ -90,7 +90,8 @@ class Traffic:
         first_steps: The step in which a request was first given tokens, by name.
         first_blocks: Blocks of each KV group after a request's first step, by name.
         blocks_held: Blocks not returned at the end.
-        plans_left: Plans still held at the end, by the scheduler or the worker.
+        plans_left: What else is held at the end, by the scheduler or the worker: plans, rows of the
+            range buffer, references to encoder outputs.
     """
 
     answers: dict[str, Answer]

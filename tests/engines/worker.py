@@ -118,11 +118,18 @@ class EngineWorker:
     def _leftovers(self) -> dict[str, int]:
         scheduler = self.scheduler
         pool = scheduler.kv_cache_manager.block_pool
+        left = [
+            len(getattr(scheduler, "planned", ())),
+            sum(map(len, scheduler.encoder_cache_manager.cached.values())),
+        ]
+        if hasattr(scheduler, "deferred_rows"):
+            left.append(len(scheduler.deferred_rows.held))
         context = getattr(self.model, "pruning", None)
+        if context is not None:
+            left += [len(context.requests), context.buffer.num_taken]
         return {
             "blocks_held": pool.num_gpu_blocks - 1 - pool.get_num_free_blocks(),
-            "plans_left": len(getattr(scheduler, "planned", ()))
-            + (0 if context is None else len(context.requests)),
+            "plans_left": sum(left),
         }
 
     def _tell_workers(self) -> None:

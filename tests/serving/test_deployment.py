@@ -53,10 +53,11 @@ def test_the_scheduler_never_gets_stuck(judge: Judge, tiny_checkpoint: Path) -> 
     """What the front end should have refused is finished with an error; others go on."""
     limits = {"max_num_batched_tokens": 64, "max_num_seqs": 8}
     with engine_host("v1") as host:
-        host.load(tiny_checkpoint, {"prune_layer": SETTINGS.prune_layer}, **limits)
+        dpp = {"prune_layer": SETTINGS.prune_layer, "max_deferred_tokens": 64}
+        host.load(tiny_checkpoint, dpp, **limits)
         too_long = Arrival("too long", judge.engine_prompts["video"])
         text = Arrival("text", judge.engine_prompts["text"])
-        assert "--max-num-batched-tokens" in host.run([too_long]).answers["too long"].error
+        assert "--max-deferred-tokens" in host.run([too_long]).answers["too long"].error
         host.call("skip_admission")
         traffic = host.run([too_long, text])
         assert traffic.answers["too long"].finish_reason == "error"

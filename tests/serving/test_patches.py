@@ -5,13 +5,18 @@ import inspect
 import pytest
 import torch
 import vllm
+from vllm.forward_context import ForwardContext
 from vllm.model_executor.layers.attention import Attention
+from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 from vllm.v1.worker import cpu_worker
 
-from vllm_dpp.serving.engine.kv_cache import CompactAttentionSpec
+from vllm_dpp.serving.engine.kv_cache import CompactAttentionManager, CompactAttentionSpec
+from vllm_dpp.serving.engine.scheduler import PruningSchedulerMixin
 from vllm_dpp.serving.worker.attention import CompactAttention, make_compact
+from vllm_dpp.serving.worker.model_state import PruningModelState
+from vllm_dpp.serving.worker.v1.runner import PruningCPUModelRunner
 
 
 def test_the_version_that_the_cards_describe() -> None:
@@ -42,3 +47,71 @@ def test_only_plain_attention_is_made_compact() -> None:
     changed = {name for name in vars(CompactAttention) if not name.startswith("_")}
     assert CompactAttention.__bases__ == (Attention,) and changed == {"get_kv_cache_spec"}
     assert not issubclass(CompactAttentionSpec, FullAttentionSpec), "vLLM would merge the groups"
+
+
+OVERRIDDEN = {
+    PruningSchedulerMixin: {
+        "add_request": "request",
+        "_free_blocks": "request",
+        "_get_local_prefix_cache_hit": "request",
+        "_ec_transfer_pending": "request num_computed_tokens",
+        "_try_schedule_encoder_inputs": "request num_computed_tokens num_new_tokens "
+        "encoder_compute_budget shift_computed_tokens",
+        "_update_after_schedule": "scheduler_output",
+    },
+    CompactAttentionManager: {
+        "get_num_blocks_to_allocate": "request_id num_tokens new_computed_blocks "
+        "total_computed_tokens num_local_computed_tokens num_tokens_main_model "
+        "apply_admission_cap prefill_end",
+        "allocate_new_blocks": "request_id num_tokens num_tokens_main_model",
+        "cache_blocks": "request num_tokens retention_interval replay_boundaries",
+        "find_longest_cache_hit": "block_hashes max_length kv_cache_group_ids block_pool "
+        "kv_cache_spec drop_eagle_block alignment_tokens dcp_world_size pcp_world_size",
+    },
+    PruningModelState: {
+        "add_request": "req_index new_req_data",
+        "remove_request": "req_id",
+        "initialize_kv_cache": "kv_cache_config block_tables",
+        "prepare_attn": "input_batch cudagraph_mode block_tables slot_mappings attn_groups "
+        "kv_cache_config for_capture ubatch_idx model_specific_attn_metadata",
+    },
+    PruningCPUModelRunner: {
+        "initialize_kv_cache": "kv_cache_config is_profiling kv_cache_allocation_context",
+        "_update_states": "scheduler_output",
+        "_prepare_inputs": "scheduler_output num_scheduled_tokens",
+        "_dummy_run": None,
+    },
+}
+"""What the cards say we override, with vLLM's own parameters; None where all are passed on."""
+
+
+@pytest.mark.parametrize("ours", OVERRIDDEN, ids=lambda cls: cls.__name__)
+def test_overridden_methods_are_those_of_the_cards_and_have_not_moved(ours: type) -> None:
+    (base, *_) = ours.__bases__
+    found = {
+        name
+        for name, value in vars(ours).items()
+        if hasattr(base, name) and (callable(value) or isinstance(value, classmethod))
+    }
+    assert {name for name in found if not name.startswith("__")} == set(OVERRIDDEN[ours])
+    for name, parameters in OVERRIDDEN[ours].items():
+        signature = inspect.signature(getattr(base, name))
+        expected = None if parameters is None else parameters.split()
+        assert expected in (None, [p for p in signature.parameters if p != "self"]), name
+
+
+def test_schedule_still_calls_what_we_override() -> None:
+    source = inspect.getsource(Scheduler.schedule)
+    for name in OVERRIDDEN[PruningSchedulerMixin]:
+        called_elsewhere = name in ("add_request", "_free_blocks")
+        assert called_elsewhere or f"self.{name}(" in source, name
+    assert "if self._ec_transfer_pending(request, num_computed_tokens):\n" in source
+    assert source.index("self._ec_transfer_pending(") > source.index(
+        "self._get_local_prefix_cache_hit("
+    ), "a hit is known before a request is passed over"
+
+
+def test_the_forward_context_has_what_a_pass_exchanges() -> None:
+    fields = ForwardContext.__dataclass_fields__
+    assert {"attn_metadata", "slot_mapping"} <= set(fields)
+    assert not ForwardContext.__dataclass_params__.frozen

@@ -2,28 +2,42 @@
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.engines.host import EngineHost, engine_host
+from tests.engines.host import engine_host
 from tests.engines.judge import TOLERANCE, Judge
 from tests.engines.traffic import Arrival, Traffic
-from tests.reference.chats import CHATS
+from tests.reference.chats import CHATS, assistant, text, user, video
 from vllm_dpp.serving.settings import ServingSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
-SETTINGS = ServingSettings(prune_layer=2, segment_by="slices", slices_per_segment=2)
-BLOCK_SIZE = 32
+BLOCK_SIZE, PRUNE_LAYER = 32, 2
+DPP = {"prune_layer": PRUNE_LAYER, "segment_by": "slices", "slices_per_segment": 2}
 STARVED = {
     "enable_prefix_caching": True,
     "block_size": BLOCK_SIZE,
     "num_gpu_blocks_override": 52,  # about three of the longer chats
-    "max_num_batched_tokens": 128,  # every prompt but the shortest is chunked
+    "max_num_batched_tokens": 96,  # every prompt but the shortest is chunked, in its videos
     "max_num_seqs": 12,
     "max_model_len": 512,
 }
+MOVIE = video(5, 16, 84, 112)
+QUESTION = [user(MOVIE, text("What moves, and where to?"))]
+MORE_CHATS = {
+    "turn 1": QUESTION,
+    "turn 2": [*QUESTION, assistant("A disc."), user(text("And then?"))],
+    "other question": [user(MOVIE, text("How many discs are there in it?"))],
+}
+RUNS: dict[str, tuple[tuple[dict[str, Any], bool], ...]] = {
+    "v1": (({}, False), ({"relevance": "none"}, True)),
+    "v2": (({}, True), ({"max_deferred_tokens": 128}, False)),
+}
+"""For each runner further settings, and whether scheduling is asynchronous."""
+COUNT = 130
 
 
 def random_traffic(judge: Judge, seed: int, count: int) -> list[Arrival]:
@@ -31,15 +45,16 @@ def random_traffic(judge: Judge, seed: int, count: int) -> list[Arrival]:
     rng = np.random.default_rng(seed)
     arrivals = []
     for i in range(count):
-        chat = str(rng.choice(list(CHATS)))
+        chat = str(rng.choice([*CHATS, *MORE_CHATS]))
         ratio = float(rng.choice([1.0, 0.5, 0.25]))
+        salt = {"cache_salt": "mine"} if rng.random() < 0.1 else {}
         arrivals.append(
             Arrival(
                 name=f"{chat}|{ratio}|{i}",
-                prompt=judge.engine_prompts[chat],
-                max_tokens=int(rng.choice([4, 24, 40])),
+                prompt=judge.engine_prompts[chat] | salt,
+                max_tokens=int(rng.choice([4, 12, 40])),
                 extra_args={"dpp_retention_ratio": ratio},
-                step=int(rng.integers(0, 4 * count)),
+                step=int(rng.integers(0, 2 * count)),
                 abort_after=int(rng.integers(1, 20)) if rng.random() < 0.15 else None,
                 logprobs=bool(rng.random() < 0.3),
             )
@@ -47,7 +62,9 @@ def random_traffic(judge: Judge, seed: int, count: int) -> list[Arrival]:
     return arrivals
 
 
-def check(traffic: Traffic, judge: Judge, arrivals: list[Arrival]) -> Counter[str]:
+def check(
+    traffic: Traffic, judge: Judge, arrivals: list[Arrival], settings: ServingSettings
+) -> Counter[str]:
     """Every finished answer is the reference's; returns how many there were of each kind."""
     counts: Counter[str] = Counter()
     for arrival in arrivals:
@@ -58,33 +75,31 @@ def check(traffic: Traffic, judge: Judge, arrivals: list[Arrival]) -> Counter[st
             continue
         assert len(answer.tokens) == arrival.max_tokens
         chat, ratio, _ = arrival.name.split("|")
-        keep = judge.keep(chat, float(ratio), SETTINGS.prune_layer, SETTINGS, BLOCK_SIZE)
-        assert judge.difference(answer, chat, SETTINGS.prune_layer, keep) <= TOLERANCE
+        keep = judge.keep(chat, float(ratio), PRUNE_LAYER, settings, BLOCK_SIZE)
+        assert judge.difference(answer, chat, PRUNE_LAYER, keep) <= TOLERANCE
         counts["exact"] += 1
-        counts["from cache"] += bool(answer.num_cached_tokens)
+        videos = judge.prompts[chat].videos
+        past_a_video = bool(videos) and (answer.num_cached_tokens or 0) > videos[0].start
+        counts["from cache, past a video"] += past_a_video and float(ratio) < 1
     return counts
 
 
-@pytest.mark.parametrize(
-    ("runner", "count", "seeds"), [("v1", 70, (0, 1, 2)), ("v2", 30, (3,))], ids=["v1", "v2"]
-)
-def test_starved_engine_stays_exact(
-    runner: str, count: int, seeds: tuple[int, ...], judge: Judge, tiny_checkpoint: Path
-) -> None:
+@pytest.mark.parametrize("runner", RUNS)
+def test_starved_engine_stays_exact(runner: str, judge: Judge, tiny_checkpoint: Path) -> None:
+    for name, messages in MORE_CHATS.items():
+        judge.add(name, messages)
     total: Counter[str] = Counter()
     with engine_host(runner) as host:
-        for seed in seeds:
-            load(host, tiny_checkpoint, asynchronous=seed % 2 == 1)
-            arrivals = random_traffic(judge, seed, count)
+        for seed, (more, asynchronous) in enumerate(RUNS[runner]):
+            dpp = DPP | more
+            host.load(tiny_checkpoint, dpp, async_scheduling=asynchronous, **STARVED)
+            arrivals = random_traffic(judge, seed, COUNT)
             traffic = host.run(arrivals)
             assert (traffic.blocks_held, traffic.plans_left) == (0, 0)
-            total += check(traffic, judge, arrivals)
+            total += check(traffic, judge, arrivals, ServingSettings(**dpp))
             total["preempted"] += traffic.preemptions
-    assert total["exact"] + total["aborted"] == count * len(seeds)
-    assert total["preempted"] > 0 and total["aborted"] > 0 and total["from cache"] > 0, total
-    assert total["exact"] >= 0.8 * count * len(seeds), total
-
-
-def load(host: EngineHost, checkpoint: Path, asynchronous: bool) -> None:
-    settings = {"prune_layer": 2, "segment_by": "slices", "slices_per_segment": 2}
-    host.load(checkpoint, settings, async_scheduling=asynchronous, **STARVED)
+    num_requests = COUNT * len(RUNS[runner])
+    assert total["exact"] + total["aborted"] == num_requests
+    assert total["exact"] >= 0.8 * num_requests, total
+    assert total["preempted"] > 0 and total["aborted"] > 0, total
+    assert total["from cache, past a video"] > 10, total

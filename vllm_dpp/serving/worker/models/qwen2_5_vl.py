@@ -19,7 +19,7 @@ from vllm_dpp.serving.worker.models.split_decoder import SplitDecoder
 
 
 class DPPQwen2_5_VLProcessor(AdmissionProcessorMixin, Qwen2_5_VLMultiModalProcessor):  # noqa: N801
-    """The stock processor, which also hands the front end our admission rules."""
+    """The stock processor; a front end that builds it also checks what requests ask for."""
 
 
 @MULTIMODAL_REGISTRY.register_processor(
