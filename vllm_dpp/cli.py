@@ -24,6 +24,7 @@ BENCHMARKS = {
     "large-segments": "vllm_dpp.bench.large_segments",
     "throughput": "vllm_dpp.bench.throughput.command",
     "quality": "vllm_dpp.bench.quality.command",
+    "chat": "vllm_dpp.bench.chat.command",
 }
 
 
@@ -75,14 +76,15 @@ def show(argv: Sequence[str]) -> int:
 
 
 def bench(argv: Sequence[str]) -> int:
-    """measure it: `bench pruner`, `bench large-segments`, `bench throughput`, `bench quality`"""
+    """measure it: `bench pruner`, `large-segments`, `throughput`, `quality`, `chat`"""
     parser = argparse.ArgumentParser(
         prog="vllm-dpp bench",
-        usage="%(prog)s {pruner,large-segments,throughput,quality} [arguments]",
+        usage="%(prog)s {pruner,large-segments,throughput,quality,chat} [arguments]",
         epilog="pruner: the selection alone, against other algorithms; needs PyTorch only. "
         "large-segments: its low-rank path and ranks that share the work; needs PyTorch only. "
         "throughput: whole engines, against stock vLLM. "
-        "quality: right answers of a small trained model, by method, at equal cost.",
+        "quality: right answers of a small trained model, by method, at equal cost. "
+        "chat: real servers, conversations about a video and streams that a long video meets.",
     )
     parser.add_argument("benchmark", choices=list(BENCHMARKS))
     chosen = parser.parse_args(argv[:1]).benchmark
