@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 SETTINGS = ServingSettings(prune_layer=2, slices_per_segment=2)
 RATIO = 0.25
 TENSOR_PARALLEL = {"tensor_parallel_size": 2, "async_scheduling": True}
+STEP = {"max_num_batched_tokens": 64}  # videos are read over several steps
 
 
 @pytest.mark.parametrize(
@@ -37,7 +38,7 @@ def test_answers_stay_exact(
     if "tensor_parallel_size" in engine:
         monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     with engine_host("v1") as host:
-        host.load(tiny_checkpoint, settings.as_additional_config()["dpp"], **engine)
+        host.load(tiny_checkpoint, settings.as_additional_config()["dpp"], **engine, **STEP)
         args = {"dpp_retention_ratio": RATIO}
         traffic = host.run(
             [Arrival(chat, p, extra_args=args) for chat, p in judge.engine_prompts.items()]
@@ -51,7 +52,7 @@ def test_answers_stay_exact(
 
 def test_the_scheduler_never_gets_stuck(judge: Judge, tiny_checkpoint: Path) -> None:
     """What the front end should have refused is finished with an error; others go on."""
-    limits = {"max_num_batched_tokens": 64, "max_num_seqs": 8}
+    limits = STEP | {"max_num_seqs": 8}
     with engine_host("v1") as host:
         dpp = {"prune_layer": SETTINGS.prune_layer, "max_deferred_tokens": 64}
         host.load(tiny_checkpoint, dpp, **limits)
