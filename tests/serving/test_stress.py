@@ -32,12 +32,11 @@ MORE_CHATS = {
     "turn 2": [*QUESTION, assistant("A disc."), user(text("And then?"))],
     "other question": [user(MOVIE, text("How many discs are there in it?"))],
 }
-RUNS: dict[str, tuple[tuple[dict[str, Any], bool], ...]] = {
-    "v1": (({}, False), ({"relevance": "none"}, True)),
-    "v2": (({}, True), ({"max_deferred_tokens": 128}, False)),
+RUNS: dict[str, tuple[tuple[dict[str, Any], bool, int], ...]] = {
+    "v1": (({}, False, 200), ({"relevance": "none"}, True, 200)),
+    "v2": (({}, True, 55), ({"max_deferred_tokens": 128}, False, 55)),  # in Triton's interpreter
 }
-"""For each runner further settings, and whether scheduling is asynchronous."""
-COUNT = 130
+"""For each runner further settings, whether scheduling is asynchronous, and the requests."""
 
 
 def random_traffic(judge: Judge, seed: int, count: int) -> list[Arrival]:
@@ -90,16 +89,16 @@ def test_starved_engine_stays_exact(runner: str, judge: Judge, tiny_checkpoint: 
         judge.add(name, messages)
     total: Counter[str] = Counter()
     with engine_host(runner) as host:
-        for seed, (more, asynchronous) in enumerate(RUNS[runner]):
+        for seed, (more, asynchronous, count) in enumerate(RUNS[runner]):
             dpp = DPP | more
             host.load(tiny_checkpoint, dpp, async_scheduling=asynchronous, **STARVED)
-            arrivals = random_traffic(judge, seed, COUNT)
+            arrivals = random_traffic(judge, seed, count)
             traffic = host.run(arrivals)
             assert (traffic.blocks_held, traffic.plans_left) == (0, 0)
             total += check(traffic, judge, arrivals, ServingSettings(**dpp))
             total["preempted"] += traffic.preemptions
-    num_requests = COUNT * len(RUNS[runner])
+    num_requests = sum(count for *_, count in RUNS[runner])
     assert total["exact"] + total["aborted"] == num_requests
     assert total["exact"] >= 0.8 * num_requests, total
     assert total["preempted"] > 0 and total["aborted"] > 0, total
-    assert total["from cache, past a video"] > 10, total
+    assert total["from cache, past a video"] > 5, total
