@@ -33,8 +33,8 @@ MORE_CHATS = {
     "other question": [user(MOVIE, text("How many discs are there in it?"))],
 }
 RUNS: dict[str, tuple[tuple[dict[str, Any], bool, int], ...]] = {
-    "v1": (({}, False, 200), ({"relevance": "none"}, True, 200)),
-    "v2": (({}, True, 55), ({"max_deferred_tokens": 128}, False, 55)),  # in Triton's interpreter
+    "v1": (({}, False, 210), ({"relevance": "none"}, True, 210)),
+    "v2": (({}, True, 40), ({"max_deferred_tokens": 160}, False, 40)),  # in Triton's interpreter
 }
 """For each runner further settings, whether scheduling is asynchronous, and the requests."""
 
@@ -101,4 +101,4 @@ def test_starved_engine_stays_exact(runner: str, judge: Judge, tiny_checkpoint: 
     assert total["exact"] + total["aborted"] == num_requests
     assert total["exact"] >= 0.8 * num_requests, total
     assert total["preempted"] > 0 and total["aborted"] > 0, total
-    assert total["from cache, past a video"] > 5, total
+    assert total["from cache, past a video"] > 3, total
