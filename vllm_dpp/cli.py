@@ -25,6 +25,7 @@ BENCHMARKS = {
     "throughput": "vllm_dpp.bench.throughput.command",
     "quality": "vllm_dpp.bench.quality.command",
     "chat": "vllm_dpp.bench.chat.command",
+    "soak": "vllm_dpp.bench.soak.command",
 }
 
 
@@ -76,15 +77,16 @@ def show(argv: Sequence[str]) -> int:
 
 
 def bench(argv: Sequence[str]) -> int:
-    """measure it: `bench pruner`, `large-segments`, `throughput`, `quality`, `chat`"""
+    """measure it: `bench pruner`, `large-segments`, `throughput`, `quality`, `chat`, `soak`"""
     parser = argparse.ArgumentParser(
         prog="vllm-dpp bench",
-        usage="%(prog)s {pruner,large-segments,throughput,quality,chat} [arguments]",
+        usage="%(prog)s {pruner,large-segments,throughput,quality,chat,soak} [arguments]",
         epilog="pruner: the selection alone, against other algorithms; needs PyTorch only. "
         "large-segments: its low-rank path and ranks that share the work; needs PyTorch only. "
         "throughput: whole engines, against stock vLLM. "
         "quality: right answers of a small trained model, by method, at equal cost. "
-        "chat: real servers, conversations about a video and streams that a long video meets.",
+        "chat: real servers, conversations about a video and streams that a long video meets. "
+        "soak: one real server under everything at once, for minutes.",
     )
     parser.add_argument("benchmark", choices=list(BENCHMARKS))
     chosen = parser.parse_args(argv[:1]).benchmark

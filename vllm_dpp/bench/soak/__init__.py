@@ -1,0 +1,1 @@
+"""A real server under everything at once, for minutes: `vllm-dpp bench soak`."""

@@ -1,0 +1,64 @@
+"""Memory of a group of processes over time."""
+
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+PERIOD_S = 2.0
+MIB = 2**20
+MAX_GROWTH = 0.05
+"""Of ``growth``, for memory to count as flat; minutes are needed to see it."""
+
+
+def resident_bytes(group: int) -> int:
+    """Resident memory of all processes of a group, 0 where there is no /proc."""
+    total, page = 0, os.sysconf("SC_PAGE_SIZE")
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:  # it has just ended
+            continue
+        if int(fields[2]) == group:
+            total += int(fields[21]) * page
+    return total
+
+
+class Sampler:
+    """Notes the resident memory of a process group, in MiB, every ``PERIOD_S`` seconds.
+
+    Args:
+        group: Its id.
+    """
+
+    def __init__(self, group: int) -> None:
+        self.samples: list[float] = []
+        self._group, self._over = group, threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> "Sampler":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            self.samples.append(round(resident_bytes(self._group) / MIB, 1))
+            self._over.wait(PERIOD_S)
+
+
+def growth(samples: Sequence[float]) -> float:
+    """Share by which the last quarter lies above the second: the first fills caches.
+
+    Args:
+        samples: In their order. 0 where they are fewer than eight.
+    """
+    quarter = len(samples) // 4
+    if quarter < 2:
+        return 0.0
+    before, after = median(samples[quarter : 2 * quarter]), median(samples[-quarter:])
+    return (after - before) / before if before else 0.0
