@@ -142,9 +142,12 @@ class EngineWorker:
 
         admission.check_engine_request = lambda request, settings: None
 
-    def kept(self, folder: str, name: str) -> dict[int, list[int]]:
-        """Kept indices of a request's videos, by first position, from its record."""
-        return {video["start"]: video["keep"] for video in self.record(folder, name)}
+    def kept(self, folder: str, name: str) -> dict[int, list[int] | None]:
+        """Kept indices of a request's videos, by first position, from its record.
+
+        ``None`` for one that came from the prefix cache.
+        """
+        return {video["start"]: video.get("keep") for video in self.record(folder, name)}
 
     def record(self, folder: str, name: str) -> list[dict[str, Any]]:
         """The videos of a request's record, in order of position."""
