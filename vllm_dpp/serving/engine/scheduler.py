@@ -49,6 +49,7 @@ class PruningSchedulerMixin(Scheduler):
         self.records = records.RecordWriter.of(self.settings, "blocks")
         self._settings_name = _name_of(self.settings)
         self._comes_first: Request | None = None
+        self.num_layers = self.vllm_config.model_config.hf_text_config.num_hidden_layers
         pool = self.kv_cache_manager.block_pool
         if self.kv_cache_manager.enable_caching and pool.hash_block_size != self.block_size:
             raise ValueError(
@@ -158,6 +159,9 @@ class PruningSchedulerMixin(Scheduler):
             num_new_tokens = self._with_room(
                 request.request_id, planned.plan, num_computed_tokens, num_new_tokens
             )
+            num_new_tokens = self._before_a_long_decision(
+                planned.plan, num_computed_tokens, num_new_tokens
+            )
             num_new_tokens = self._not_a_single_row(
                 request, planned.plan, num_computed_tokens, num_new_tokens
             )
@@ -176,6 +180,22 @@ class PruningSchedulerMixin(Scheduler):
             num_rows += turn.length
             if not self.deferred_rows.lend(request_id, num_rows):
                 return max(turn.start - start, 0)
+        return num_tokens
+
+    def _before_a_long_decision(self, plan: PrunePlan, start: int, num_tokens: int) -> int:
+        """Tokens of a chunk that leaves a decision to the next step, if both make a long one.
+
+        Everything that a video keeps goes up in the step that decides it. Where that and the rest
+        of the video are more work than a step without pruning, the video ends its step.
+        """
+        split, num_layers = self.settings.split_layer, self.num_layers
+        for turn in plan.turns_in(start, start + num_tokens):
+            last = min(turn.decided, turn.end - 2)
+            if turn.start < start < last and turn.end <= start + num_tokens:
+                num_up = turn.length - turn.num_pruned
+                work = num_tokens * split + num_up * (num_layers - split)
+                if work > self.max_num_scheduled_tokens * num_layers:
+                    return last - start
         return num_tokens
 
     def _not_a_single_row(
