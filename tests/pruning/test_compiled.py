@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vllm_dpp.pruning import compiled
-from vllm_dpp.pruning.greedy_map import greedy_map_of_kernel
+from vllm_dpp.pruning.greedy_map import greedy_map
 from vllm_dpp.pruning.kernel import conditioned_kernel
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ def test_threads_change_nothing(problem):
     for one, many in zip(alone, compiled.greedy_map_compiled(*problem), strict=True):
         assert torch.equal(one, many)
     everything = torch.ones_like(relevance, dtype=torch.bool)
-    plain = greedy_map_of_kernel(kernel, relevance, everything, budgets, 256)
+    plain = greedy_map(kernel, relevance, everything, budgets, 256)
     assert torch.equal(plain.keep, alone.keep)
 
 

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from vllm_dpp.pruning import naive_greedy_map
 from vllm_dpp.pruning.fused import greedy_map_fused, is_available
 from vllm_dpp.pruning.greedy_map import Selection, greedy_map
+from vllm_dpp.pruning.kernel import conditioned_kernel
 
 from .helpers import reference_kernel
 from .test_greedy_map import DTYPES, KINDS, check_segment, make_features
@@ -170,8 +171,9 @@ def test_rows_of_a_wider_tensor(fused):
 def test_same_choice_as_the_loop_in_pytorch(fused):
     features, relevance, offsets = random_problem([32, 32, 32], 200)
     selection = fused(features, relevance, offsets, [32, 0, 17])
-    padded = features.view(3, 32, 200), relevance.view(3, 32), torch.ones(3, 32, dtype=torch.bool)
-    expected = greedy_map(*padded, torch.tensor([32, 0, 17]), 32)
+    weights, valid = relevance.view(3, 32), torch.ones(3, 32, dtype=torch.bool)
+    kernel = conditioned_kernel(features.view(3, 32, 200), weights)
+    expected = greedy_map(kernel, weights, valid, torch.tensor([32, 0, 17]), 32)
     assert torch.equal(selection.keep, expected.keep.flatten())
     assert torch.equal(selection.order, expected.order)
     assert torch.allclose(selection.gains, expected.gains, atol=1e-5)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from vllm_dpp.pruning import naive_greedy_map
 from vllm_dpp.pruning.compiled import greedy_map_compiled
-from vllm_dpp.pruning.greedy_map import greedy_map, greedy_map_of_kernel
-from vllm_dpp.pruning.kernel import conditioned_kernel
+from vllm_dpp.pruning.greedy_map import greedy_map
+from vllm_dpp.pruning.kernel import conditioned_kernel, segment_kernels
 from vllm_dpp.pruning.segments import Segments, padded_batches
 
 from .helpers import NEAR_TIE, gains_along, log_det, reference_kernel
@@ -54,8 +54,9 @@ def select(path, features, relevance, offsets, budgets, max_budget=None):
     segments = Segments.between(offsets, features.device)
     [(_, padded)] = padded_batches(segments, len(features), 1 << 28)
     steps = max(budgets) if max_budget is None else max_budget
-    inputs = padded.pad(features), padded.pad(relevance), padded.valid
-    selection = greedy_map(*inputs, torch.tensor(budgets), steps)
+    weights = padded.pad(relevance)
+    kernel = segment_kernels(padded.rows(features), weights, features.shape[1])
+    selection = greedy_map(kernel, weights, padded.valid, torch.tensor(budgets), steps)
     keep = [row[ok] for row, ok in zip(selection.keep, padded.valid, strict=True)]
     return [_steps(*s) for s in zip(keep, selection.order, selection.gains, strict=True)]
 
@@ -217,5 +218,5 @@ def test_no_budget_at_all():
     kernel = torch.eye(3).expand(2, 3, 3)
     valid = torch.ones(2, 3, dtype=torch.bool)
     none = torch.zeros(2, dtype=torch.int64)
-    selection = greedy_map_of_kernel(kernel, torch.ones(2, 3), valid, none, 0)
+    selection = greedy_map(kernel, torch.ones(2, 3), valid, none, 0)
     assert not selection.keep.any() and selection.order.shape == selection.gains.shape == (2, 0)

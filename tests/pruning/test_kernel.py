@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from vllm_dpp.pruning.kernel import conditioned_kernel, similarity, unit_rows
+from vllm_dpp.pruning import kernel as kernel_module
+from vllm_dpp.pruning.kernel import conditioned_kernel, segment_kernels, similarity, unit_rows
 
 from .helpers import reference_kernel
 
@@ -34,6 +35,26 @@ def test_kernels_formed_in_blocks_are_whole(n):
     for s in range(2):
         expected = reference_kernel(features[s], relevance[s]).float()
         torch.testing.assert_close(kernel[s], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 50, 200])
+@pytest.mark.parametrize("bound", [1, 40 * 4 * 70, 40 * 4 * 450])
+def test_features_are_cast_in_parts_that_a_bound_allows(n, bound, monkeypatch):
+    generator = torch.Generator().manual_seed(n)
+    features = torch.randn(5, n, 40, generator=generator).bfloat16()
+    relevance = torch.rand(5, n, generator=generator)
+    whole = conditioned_kernel(features, relevance)
+    monkeypatch.setattr(kernel_module, "_MAX_CAST_BYTES", bound)
+    sizes = []
+
+    def read(part, places):
+        sizes.append(features[part, places][..., 0].numel())
+        return features[part, places]
+
+    in_parts = segment_kernels(read, relevance, 40)
+    torch.testing.assert_close(in_parts, whole, rtol=1e-5, atol=1e-7)
+    assert torch.equal(conditioned_kernel(features.float(), relevance), in_parts)
+    assert max(sizes) <= max(bound // 160, 64)
 
 
 def test_unit_rows(features):

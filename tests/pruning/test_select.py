@@ -20,8 +20,11 @@ each_config = pytest.mark.parametrize("config", ALL_CONFIGS, ids=config_id)
 FUSED = """
 import torch
 from tests.pruning.helpers import ALL_CONFIGS, random_video
+from tests.pruning.memory import peak_bytes
 from vllm_dpp.pruning import PruningConfig, keep_indices, naive_keep_indices
 from vllm_dpp.pruning import select
+from vllm_dpp.pruning.fused import fused_bytes
+from vllm_dpp.pruning.pruner import segmented
 from vllm_dpp.pruning.select import warm_up
 
 videos = [
@@ -41,6 +44,12 @@ for config in configs:
     small = PruningConfig(**{**vars(config), "max_kernel_bytes": 1})
     got = [keep.tolist() for keep in keep_indices(videos, small, backend="fused")]
     assert got == naive_keep_indices(videos, config), config
+    # The interpreter keeps what it was given, so no more than the selection can be measured.
+    for settings in (config, small):
+        problem, at_once = segmented(videos[1], settings), settings.max_kernel_bytes
+        sizes = 63, len(problem.segments), problem.segments.longest, problem.max_budget, at_once
+        peak = peak_bytes(lambda: select.select([problem], at_once, "fused"))
+        assert fused_bytes(*sizes) / 2 <= peak <= fused_bytes(*sizes), (peak, sizes)
 warm_up(torch.device("cpu"), 32, torch.float32)
 # As on a GPU, where the longest of these videos are left to PyTorch.
 select.fastest_backend, select._MOST_FUSED = lambda device: "fused", 120

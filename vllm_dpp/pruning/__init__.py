@@ -8,6 +8,7 @@ from vllm_dpp.pruning.naive import naive_greedy_map, naive_keep_indices
 from vllm_dpp.pruning.pruner import VideoTokens, keep_indices
 from vllm_dpp.pruning.relevance import normalize_relevance, question_attention
 from vllm_dpp.pruning.segments import Segments, scene_offsets, segment_offsets
+from vllm_dpp.pruning.workspace import workspace_bytes
 
 __all__ = [
     "PruningConfig",
@@ -26,4 +27,5 @@ __all__ = [
     "share_by_length",
     "share_by_weight",
     "spectral_mass",
+    "workspace_bytes",
 ]

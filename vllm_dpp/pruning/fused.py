@@ -112,6 +112,17 @@ def greedy_map_fused(
     return Selection(keep.view(torch.bool), order, gains)
 
 
+def fused_bytes(
+    num_tokens: int, num_segments: int, longest: int, max_budget: int, max_kernel_bytes: int
+) -> int:
+    """At least the bytes that `greedy_map_fused` holds at once for N tokens; as its arguments."""
+    width = _width(longest)
+    batch = _segments_per_batch(num_segments, num_tokens, longest, width, max_kernel_bytes)
+    num_rows = min(num_tokens, batch * longest)
+    workspace = 4 * width * (num_rows + min(num_rows, batch * max_budget) + 3 * batch)
+    return workspace + 4 * num_tokens + num_segments * (24 + 12 * max_budget)
+
+
 def _select(
     features: Tensor,
     relevance: Tensor,
@@ -122,11 +133,11 @@ def _select(
     out: Selection,
 ) -> None:
     """Write `out`, in as many batches of segments as the bound asks for."""
-    from vllm_dpp.pruning.fused_kernels import COLUMNS, gram_kernel, greedy_kernel
+    from vllm_dpp.pruning.fused_kernels import gram_kernel, greedy_kernel
 
     num_tokens, dim = features.shape
     num_segments, max_budget = out.order.shape
-    width = -(-longest // COLUMNS) * COLUMNS
+    width = _width(longest)
     batch = _segments_per_batch(num_segments, num_tokens, longest, width, max_kernel_bytes)
     # The rows of a segment follow those of the one before, so that short segments take little.
     num_rows = min(num_tokens, batch * longest)
@@ -177,6 +188,13 @@ def _select(
             num_warps=block // _COLUMNS_PER_WARP,
             enable_fp_fusion=False,
         )
+
+
+def _width(longest: int) -> int:
+    """Columns of the workspaces."""
+    from vllm_dpp.pruning.fused_kernels import COLUMNS
+
+    return -(-longest // COLUMNS) * COLUMNS
 
 
 def _segments_per_batch(

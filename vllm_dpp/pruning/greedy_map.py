@@ -14,10 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vllm_dpp.pruning.kernel import (
-    RANK_TOLERANCE,
-    conditioned_kernel,
-)
+from vllm_dpp.pruning.kernel import RANK_TOLERANCE
 
 _TAKEN = -torch.inf  # gain of what cannot be selected: taken tokens and padding
 
@@ -38,12 +35,12 @@ class Selection(NamedTuple):
 
 
 def greedy_map(
-    features: Tensor, relevance: Tensor, valid: Tensor, budgets: Tensor, max_budget: int
+    kernel: Tensor, relevance: Tensor, valid: Tensor, budgets: Tensor, max_budget: int
 ) -> Selection:
-    """Select in padded segments from their features.
+    """Select in padded segments from their kernels.
 
     Args:
-        features: [S, n, D] float; padding may hold anything finite.
+        kernel: [S, n, n] float32; padding may hold anything finite.
         relevance: [S, n] float32, >= 0.
         valid: [S, n] bool, False on padding.
         budgets: [S] int64 tokens to keep, each at most the valid tokens of its segment.
@@ -52,14 +49,6 @@ def greedy_map(
     Returns:
         `keep` [S, n] with exactly `budgets` per segment, and the greedy steps.
     """
-    kernel = conditioned_kernel(features, relevance)
-    return greedy_map_of_kernel(kernel, relevance, valid, budgets, max_budget)
-
-
-def greedy_map_of_kernel(
-    kernel: Tensor, relevance: Tensor, valid: Tensor, budgets: Tensor, max_budget: int
-) -> Selection:
-    """Select in padded segments from their kernels, [S, n, n] float32; else as `greedy_map`."""
     num_segments, length, _ = kernel.shape
     marginal_gain = kernel.diagonal(dim1=1, dim2=2).masked_fill(~valid, _TAKEN)
     gains_as_row = marginal_gain.unsqueeze(1)

@@ -1,8 +1,12 @@
 """The similarity of tokens, and the kernel conditioned on their relevance.
 
 `S = X̂ X̂ᵀ` of the unit rows and `L = diag(r) S diag(r)`, the conditional DPP kernel of CDPruner
-(arXiv 2506.10967). All in float32, whatever the dtype of the features.
+(arXiv 2506.10967). All in float32, whatever the dtype of the features: these are cast a few
+segments at a time, so that a video is never held twice.
 """
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,7 +17,13 @@ from torch import Tensor
 RANK_TOLERANCE = 1e-5
 
 NORM_EPSILON = 1e-8
-_SMALLEST_BLOCK = 64  # rows of a block of products on a CPU
+# Features held in float32 at once: enough for products that are worth a launch, little beside a
+# model. One bound for all dtypes, so that a dtype changes no shape and with it no rounding.
+_MAX_CAST_BYTES = 1 << 25
+_SMALLEST_BLOCK = 64  # rows of a block of products
+
+Rows = Callable[[slice, slice], Tensor]
+"""From some of S segments and some places in them to [s, m, D] float of any dtype."""
 
 
 def unit_rows(features: Tensor) -> Tensor:
@@ -47,27 +57,106 @@ def conditioned_kernel(features: Tensor, relevance: Tensor) -> Tensor:
         features: [..., n, D] float.
         relevance: [..., n] float, >= 0.
     """
-    products = _gram(features.float())
+    *batch, length, dim = features.shape
+    segments = features.flatten(0, -3) if batch else features.unsqueeze(0)
+    kernels = segment_kernels(rows_of(segments), relevance.reshape(segments.shape[:2]), dim)
+    return kernels.view(*batch, length, length)
+
+
+def rows_of(segments: Tensor) -> Rows:
+    """The rows of segments that lie side by side, [S, n, D]."""
+    return lambda part, places: segments[part, places]
+
+
+def segment_kernels(rows: Rows, relevance: Tensor, dim: int) -> Tensor:
+    """`conditioned_kernel` of S segments whose rows are read when they are needed.
+
+    Args:
+        rows: reads the features of the segments.
+        relevance: [S, n] float, >= 0.
+        dim: D.
+
+    Returns:
+        [S, n, n] float32.
+    """
+    num_segments, length = relevance.shape
+    products = relevance.new_empty(num_segments, length, length, dtype=torch.float32)
+    _multiply(rows, dim, out=products)
     norm = products.diagonal(dim1=-2, dim2=-1).sqrt()
     scale = relevance.float() / (norm + NORM_EPSILON)
-    kernel = products.mul_(scale.unsqueeze(-1)).mul_(scale.unsqueeze(-2))
-    kernel.diagonal(dim1=-2, dim2=-1).copy_(initial_gains(norm, relevance))
-    return kernel
+    kernels = products.mul_(scale.unsqueeze(-1)).mul_(scale.unsqueeze(-2))
+    kernels.diagonal(dim1=-2, dim2=-1).copy_(initial_gains(norm, relevance))
+    return kernels
 
 
-def _gram(rows: Tensor) -> Tensor:
-    """Products of rows [..., n, D] with one another, [..., n, n].
+def kernel_bytes(
+    num_segments: int,
+    length: int,
+    num_rows: int,
+    dim: int,
+    device: torch.device,
+    *,
+    bytes_per_feature: int,
+) -> int:
+    """At least the bytes that `segment_kernels` holds at once, its result included.
 
-    On a CPU, where products take the time, only the blocks on and under the diagonal are formed:
-    with four blocks a side, five eighths of the work.
+    Args:
+        num_segments: S.
+        length: n, tokens of the longest.
+        num_rows: tokens of all, padding included.
+        dim: D.
+        device: where they are.
+        bytes_per_feature: what reading and casting a feature takes; 0 for a view of float32.
     """
-    length = rows.shape[-2]
-    size = max(_SMALLEST_BLOCK, -(-length // 4))
-    if rows.device.type != "cpu" or length <= size:
-        return rows @ rows.mT
-    products = rows.new_empty(*rows.shape[:-1], length)
+    at_once = rows_per_cast(dim)
+    size = _block_size(length, dim, device)
+    cast = min(num_rows, max(at_once, 2 * _SMALLEST_BLOCK)) * dim
+    block = min(size, length) * min(num_rows, max(at_once, size))
+    vectors = 4 * num_segments * length
+    return 4 * (num_segments * length**2 + block + vectors) + bytes_per_feature * cast
+
+
+def rows_per_cast(dim: int) -> int:
+    """Rows of D features that may be held in float32 at once, at least 1."""
+    return max(1, _MAX_CAST_BYTES // (4 * max(1, dim)))
+
+
+def _multiply(rows: Rows, dim: int, out: Tensor) -> None:
+    """Write the products of the rows of each segment with one another to [S, n, n] `out`."""
+    num_segments, length, _ = out.shape
+    at_once = rows_per_cast(dim) // max(1, length)
+    size = _block_size(length, dim, out.device)
+    for first in range(0, num_segments, max(1, at_once)):
+        part = slice(first, first + max(1, at_once))
+        read = partial(rows, part)
+        if at_once:
+            read = partial(_at, read(slice(None)).float())
+        _multiply_blocks(read, size, length if at_once else size, out[part])
+
+
+def _block_size(length: int, dim: int, device: torch.device) -> int:
+    """Rows of a block of products.
+
+    On a CPU, where products take the time, four blocks a side leave out three eighths of the
+    work. A segment that is too long to be cast at once has blocks of which two can be.
+    """
+    size = max(_SMALLEST_BLOCK, -(-length // 4)) if device.type == "cpu" else length
+    at_once = rows_per_cast(dim)
+    return max(1, size) if length <= at_once else min(size, max(_SMALLEST_BLOCK, at_once // 2))
+
+
+def _multiply_blocks(read: Callable[[slice], Tensor], size: int, wide: int, out: Tensor) -> None:
+    """Form the blocks on and under the diagonal, `size` rows by `wide` columns; mirror them."""
+    length = out.shape[1]
     for start in range(0, length, size):
         block = slice(start, min(start + size, length))
-        products[..., block, : block.stop] = rows[..., block, :] @ rows[..., : block.stop, :].mT
-        products[..., :start, block] = products[..., block, :start].mT
-    return products
+        left = read(block).float()
+        for first in range(0, block.stop, wide):
+            columns = slice(first, min(first + wide, block.stop))
+            # Without a name, so that it goes before the next one comes.
+            out[:, block, columns] = left @ (left if columns == block else read(columns).float()).mT
+        out[:, :start, block] = out[:, block, :start].mT
+
+
+def _at(segments: Tensor, places: slice) -> Tensor:
+    return segments[:, places]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vllm_dpp.pruning.checks import require_integer
+from vllm_dpp.pruning.kernel import rows_per_cast
 
 
 def project(features: Tensor, dim: int) -> Tensor:
@@ -31,7 +32,12 @@ def project(features: Tensor, dim: int) -> Tensor:
     require_integer("dim", dim, minimum=1)
     if features.shape[1] <= dim:
         return features
-    projected: Tensor = features.float() @ _matrix(features.shape[1], dim, features.device)
+    matrix = _matrix(features.shape[1], dim, features.device)
+    projected = features.new_empty(len(features), dim, dtype=torch.float32)
+    at_once = rows_per_cast(features.shape[1])
+    for first in range(0, len(features), at_once):
+        rows = slice(first, first + at_once)
+        projected[rows] = features[rows].float() @ matrix
     return projected
 
 

@@ -3,8 +3,11 @@
 import torch
 from torch import Tensor
 
-from vllm_dpp.pruning.kernel import conditioned_kernel
-from vllm_dpp.pruning.segments import Segments, padded_batches
+from vllm_dpp.pruning.kernel import segment_kernels
+from vllm_dpp.pruning.segments import PaddedSegments, Segments, padded_batches
+
+BYTES_PER_ENTRY = 32
+"""Held at most for each entry of a kernel: I + L, its factor, the inverse of that, and I."""
 
 
 def relevance_mass(relevance: Tensor, segments: Segments) -> Tensor:
@@ -34,24 +37,36 @@ def spectral_mass(
         features: [N, D] float.
         relevance: [N] float32, >= 0.
         segments: S segments of the N tokens.
-        max_kernel_bytes: bound on the float32 kernels of a batch; here they take twice that.
+        max_kernel_bytes: bound on what is held of the kernels at once, unless one segment needs
+            more.
 
     Returns:
         [S] float64, each in [0, length of the segment].
     """
-    masses = []
-    for _, padded in padded_batches(segments, len(features), max_kernel_bytes):
-        kernel = conditioned_kernel(padded.pad(features), padded.pad(relevance))
-        both = padded.valid.unsqueeze(1) & padded.valid.unsqueeze(2)
-        masses.append(_expected_size(kernel.double().where(both, 0.0)))
+    kernel_bytes = max_kernel_bytes * 4 // BYTES_PER_ENTRY
+    masses = [
+        _expected_size(_plus_identity(features, relevance, padded))
+        for _, padded in padded_batches(segments, len(features), kernel_bytes)
+    ]
     return torch.cat(masses)
 
 
-def _expected_size(kernel: Tensor) -> Tensor:
-    """[B] trace of L (I + L)⁻¹ for kernels [B, n, n]: n less the trace of (I + L)⁻¹."""
-    identity = torch.eye(kernel.shape[-1], dtype=kernel.dtype, device=kernel.device)
+def _plus_identity(features: Tensor, relevance: Tensor, padded: PaddedSegments) -> Tensor:
+    """[B, n, n] float64: I + L, with zeros for L on padding."""
+    kernel = segment_kernels(padded.rows(features), padded.pad(relevance), features.shape[1])
+    both = padded.valid.unsqueeze(1) & padded.valid.unsqueeze(2)
+    wide = kernel.double().masked_fill_(~both, 0.0)
+    wide.diagonal(dim1=1, dim2=2).add_(1.0)
+    return wide
+
+
+def _expected_size(plus_identity: Tensor) -> Tensor:
+    """[B] trace of L (I + L)⁻¹ from I + L [B, n, n]: n less the trace of (I + L)⁻¹."""
+    identity = torch.eye(
+        plus_identity.shape[-1], dtype=plus_identity.dtype, device=plus_identity.device
+    )
     # Its eigenvalues are at least 1: this cannot fail but by NaN, and need not be checked.
-    factor, _ = torch.linalg.cholesky_ex(kernel + identity)
-    inverse = torch.linalg.solve_triangular(factor, identity.expand_as(kernel), upper=False)
-    lacking: Tensor = inverse.square().sum(dim=(1, 2))
-    return kernel.shape[-1] - lacking
+    factor, _ = torch.linalg.cholesky_ex(plus_identity)
+    inverse = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
+    lacking: Tensor = torch.linalg.vector_norm(inverse, dim=(1, 2)).square()
+    return plus_identity.shape[-1] - lacking

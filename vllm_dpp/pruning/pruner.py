@@ -13,7 +13,13 @@ from vllm_dpp.pruning.config import PruningConfig
 from vllm_dpp.pruning.low_rank import project
 from vllm_dpp.pruning.mass import relevance_mass, spectral_mass
 from vllm_dpp.pruning.relevance import normalize_relevance
-from vllm_dpp.pruning.segments import Segments, scene_offsets, segment_offsets, to_device
+from vllm_dpp.pruning.segments import (
+    Segments,
+    longest_scene,
+    scene_offsets,
+    segment_offsets,
+    to_device,
+)
 from vllm_dpp.pruning.select import Backend, SegmentedTokens, select
 from vllm_dpp.pruning.sharded import select_sharded
 
@@ -106,7 +112,7 @@ def keep_indices(
             video.check_finite()
     kept = [torch.arange(video.num_kept, device=video.features.device) for video in videos]
     undecided = [i for i, video in enumerate(videos) if 0 < video.num_kept < len(video.features)]
-    problems = [_segmented(videos[i], config) for i in undecided]
+    problems = [segmented(videos[i], config) for i in undecided]
     if group is None:
         masks = select(problems, config.max_kernel_bytes, backend)
     else:
@@ -125,7 +131,7 @@ def _indices(keep: Tensor, num_kept: int) -> Tensor:
     return positions.where(keep, len(keep)).sort().values[:num_kept]
 
 
-def _segmented(video: VideoTokens, config: PruningConfig) -> SegmentedTokens:
+def segmented(video: VideoTokens, config: PruningConfig) -> SegmentedTokens:
     """The video's relevance, segments and budgets."""
     relevance = _relevance(video, config)
     segments = _segments(video, config)
@@ -150,16 +156,13 @@ def _relevance(video: VideoTokens, config: PruningConfig) -> Tensor:
 
 
 def _segments(video: VideoTokens, config: PruningConfig) -> Segments:
-    num_tokens = len(video.features)
+    features, tokens_per_slice = video.features, video.tokens_per_slice
     if config.segment_by == "scene":
-        offsets = scene_offsets(video.features, video.tokens_per_slice, config.num_segments)
-        # Every other segment has at least one slice, which the tail may have cut short.
-        num_slices = -(-num_tokens // video.tokens_per_slice)
-        longest = (num_slices - len(offsets) + 2) * video.tokens_per_slice
-        return Segments(offsets, None, min(longest, num_tokens))
-    whole = segment_offsets(video.num_slices, video.tokens_per_slice, config)
-    known = [*(offset for offset in whole if offset < num_tokens), num_tokens]
-    return Segments.between(known, video.features.device)
+        offsets = scene_offsets(features, tokens_per_slice, config.num_segments)
+        longest = longest_scene(len(features), tokens_per_slice, config.num_segments)
+        return Segments(offsets, None, longest)
+    known = segment_offsets(video.num_slices, tokens_per_slice, config, num_tail=video.num_tail)
+    return Segments.between(known, features.device)
 
 
 def _budget_weights(

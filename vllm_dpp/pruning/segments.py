@@ -14,19 +14,23 @@ from torch import Tensor
 
 from vllm_dpp.pruning.checks import require_integer
 from vllm_dpp.pruning.config import PruningConfig
-from vllm_dpp.pruning.kernel import unit_rows
+from vllm_dpp.pruning.kernel import Rows, rows_of, rows_per_cast, unit_rows
 
 
-def segment_offsets(num_slices: int, tokens_per_slice: int, config: PruningConfig) -> list[int]:
+def segment_offsets(
+    num_slices: int, tokens_per_slice: int, config: PruningConfig, *, num_tail: int = 0
+) -> list[int]:
     """Token offsets of the segments of a video, for every `segment_by` except "scene".
 
     Args:
         num_slices: temporal slices of the video, >= 0.
         tokens_per_slice: tokens of a slice, >= 0.
         config: `segment_by` and the length or number of segments.
+        num_tail: tokens at the end of the video that belong to no segment, >= 0.
 
     Returns:
-        [S + 1] offsets, from 0 to the number of tokens; segment s is [offsets[s], offsets[s + 1]).
+        [S + 1] offsets, from 0 to the number of other tokens; segment s, never empty, is
+        [offsets[s], offsets[s + 1]).
         An empty video has no segment: [0].
 
     Raises:
@@ -34,6 +38,7 @@ def segment_offsets(num_slices: int, tokens_per_slice: int, config: PruningConfi
     """
     require_integer("num_slices", num_slices, minimum=0)
     require_integer("tokens_per_slice", tokens_per_slice, minimum=0)
+    require_integer("num_tail", num_tail, minimum=0)
     if config.segment_by == "scene":
         raise ValueError("segment_by 'scene' has no fixed offsets: use scene_offsets")
     if config.segment_by == "slices":
@@ -42,7 +47,9 @@ def segment_offsets(num_slices: int, tokens_per_slice: int, config: PruningConfi
         wanted = config.num_segments if config.segment_by == "count" else 1
         count = min(wanted, num_slices)
         cuts = [segment * num_slices // count for segment in range(count)]
-    return [cut * tokens_per_slice for cut in (*cuts, num_slices)]
+    num_tokens = max(0, num_slices * tokens_per_slice - num_tail)
+    starts = [cut * tokens_per_slice for cut in cuts]
+    return [*(start for start in starts if start < num_tokens), num_tokens]
 
 
 def scene_offsets(features: Tensor, tokens_per_slice: int, num_segments: int) -> Tensor:
@@ -73,15 +80,23 @@ def scene_offsets(features: Tensor, tokens_per_slice: int, num_segments: int) ->
     return torch.cat([ends[:1], cuts * tokens_per_slice, ends[1:]])
 
 
+def longest_scene(num_tokens: int, tokens_per_slice: int, num_segments: int) -> int:
+    """At least the tokens of the longest segment that `scene_offsets` makes, known on the host."""
+    num_slices = -(-num_tokens // tokens_per_slice)
+    others = min(num_segments, num_slices) - 1  # each has at least one slice
+    return min(num_tokens, (num_slices - others) * tokens_per_slice)
+
+
 def _slice_means(features: Tensor, tokens_per_slice: int) -> Tensor:
     """[slices, D] float32 mean features of each slice, the last of which may be cut short."""
     num_whole = len(features) // tokens_per_slice
     whole, rest = features.tensor_split([num_whole * tokens_per_slice])
     by_slice = whole.reshape(num_whole, tokens_per_slice, features.shape[1])
-    means = by_slice.mean(dim=1, dtype=torch.float32)
-    if not len(rest):
-        return means
-    return torch.cat([means, rest.mean(dim=0, keepdim=True, dtype=torch.float32)])
+    at_once = max(1, rows_per_cast(features.shape[1]) // tokens_per_slice)
+    means = [slices.float().mean(dim=1) for slices in torch.split(by_slice, at_once)]
+    if len(rest):
+        means.append(rest.float().mean(dim=0, keepdim=True))
+    return torch.cat(means)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +150,12 @@ class PaddedSegments:
     positions: Tensor
     valid: Tensor
     span: tuple[int, int] | None
+
+    def rows(self, features: Tensor) -> Rows:
+        """What reads [N, D] features segment by segment; nothing is gathered before it is read."""
+        if self.span is not None:
+            return rows_of(self.pad(features))
+        return lambda part, places: features[self.positions[part, places]]
 
     def pad(self, values: Tensor) -> Tensor:
         """Gather [N, ...] values per token into [B, n, ...]; a view where nothing is padded."""

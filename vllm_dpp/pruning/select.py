@@ -17,13 +17,13 @@ from torch import Tensor
 
 from vllm_dpp.pruning import compiled, fused
 from vllm_dpp.pruning.checks import require_choice
-from vllm_dpp.pruning.greedy_map import Selection, greedy_map, greedy_map_of_kernel
-from vllm_dpp.pruning.kernel import conditioned_kernel
+from vllm_dpp.pruning.greedy_map import Selection, greedy_map
+from vllm_dpp.pruning.kernel import conditioned_kernel, segment_kernels
 from vllm_dpp.pruning.segments import Segments, padded_batches, to_device
 
 Backend = Literal["torch", "compiled", "fused"]
 
-_MOST_FUSED = 1_500_000  # tokens of a segment times tokens kept of it, see `_fastest_for`
+_MOST_FUSED = 1_500_000  # tokens of a segment times tokens kept of it, see `fastest_for`
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +50,20 @@ def fastest_backend(device: torch.device) -> Backend:
     if device.type == "cuda" and fused.is_available(device):
         return "fused"
     return "compiled" if compiled.is_available(device) else "torch"
+
+
+def fastest_for(device: torch.device, longest: int, max_budget: int) -> Backend:
+    """Fused, unless one multiprocessor for each segment is too few. Estimated, not measured.
+
+    Fused, a step reads 2 n k bytes at 0.1 TB/s; in PyTorch it takes 30 us of launches at least.
+
+    Args:
+        device: of the features.
+        longest: n, at least the tokens of the longest segment.
+        max_budget: k, at least the largest budget.
+    """
+    backend = fastest_backend(device)
+    return "torch" if backend == "fused" and longest * max_budget > _MOST_FUSED else backend
 
 
 def warm_up(device: torch.device, dim: int, dtype: torch.dtype) -> None:
@@ -91,7 +105,9 @@ def select(
     if backend is not None:
         _require_available(backend, videos[0].features.device)
     # Each video goes its own way: neighbours must not change how its sums are rounded.
-    ways = [backend or _fastest_for(video) for video in videos]
+    ways = [
+        backend or fastest_for(v.features.device, v.segments.longest, v.max_budget) for v in videos
+    ]
     keeps: dict[int, Tensor] = {}
     for way in dict.fromkeys(ways):
         chosen = [i for i, other in enumerate(ways) if other == way]
@@ -123,7 +139,7 @@ def select_in_kernels(kernel: Tensor, relevance: Tensor, budgets: Tensor) -> Sel
     if compiled.is_available(kernel.device):
         return compiled.greedy_map_compiled(kernel, relevance, budgets)
     valid = torch.ones_like(relevance, dtype=torch.bool)
-    return greedy_map_of_kernel(kernel, relevance, valid, budgets, int(budgets.max()))
+    return greedy_map(kernel, relevance, valid, budgets, int(budgets.max()))
 
 
 def _require_available(backend: Backend, device: torch.device) -> None:
@@ -136,16 +152,6 @@ def _require_available(backend: Backend, device: torch.device) -> None:
         raise ValueError(
             f"backend {backend!r} needs {lacking}, got {device}; leave it out to take what there is"
         )
-
-
-def _fastest_for(video: SegmentedTokens) -> Backend:
-    """Fused, unless one multiprocessor for each segment is too few. Estimated, not measured.
-
-    Fused, a step reads 2 n k bytes at 0.1 TB/s; in PyTorch it takes 30 us of launches at least.
-    """
-    backend = fastest_backend(video.features.device)
-    too_long = video.segments.longest * video.max_budget > _MOST_FUSED
-    return "torch" if backend == "fused" and too_long else backend
 
 
 def _select_fused(videos: Sequence[SegmentedTokens], max_kernel_bytes: int) -> list[Tensor]:
@@ -183,13 +189,14 @@ def _concatenated(videos: Sequence[SegmentedTokens]) -> SegmentedTokens:
 
 
 def _select_torch(video: SegmentedTokens, max_kernel_bytes: int) -> Tensor:
-    num_tokens = len(video.features)
+    num_tokens, dim = video.features.shape
     # One more than there are tokens: padding is written there.
     keep = video.features.new_zeros(num_tokens + 1, dtype=torch.bool)
     for batch, padded in padded_batches(video.segments, num_tokens, max_kernel_bytes):
+        relevance = padded.pad(video.relevance)
         selection = greedy_map(
-            padded.pad(video.features),
-            padded.pad(video.relevance),
+            segment_kernels(padded.rows(video.features), relevance, dim),
+            relevance,
             padded.valid,
             video.budgets[batch],
             min(video.max_budget, padded.valid.shape[1]),
