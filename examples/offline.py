@@ -6,9 +6,9 @@ questions about videos of shapes. For another one change `TRAINED`; the settings
 """
 
 import json
-import time
 import os
 import shutil
+import time
 from pathlib import Path
 
 # Read as vLLM starts, and only on a CPU: GiB for the KV cache.

@@ -200,7 +200,7 @@ def lay_out(requests: Sequence[ScheduledRequest], max_rows: int) -> StepLayout |
         plain += between
         row += request.num_scheduled
         compact_row += int(after[i] - before[i])
-    order = np.argsort([request.num_computed for request in requests], kind="stable")
+    order = np.argsort([_first_going_up(request) for request in requests], kind="stable")
     return StepLayout(
         num_rows=row,
         num_compact_rows=compact_row,
@@ -216,6 +216,12 @@ def _compact_lengths(request: ScheduledRequest) -> tuple[int, int]:
     if request.plan is None:
         return start, end
     return request.plan.compact_length(start), request.plan.compact_length(end)
+
+
+def _first_going_up(request: ScheduledRequest) -> int:
+    """The prompt position of the first row that the request may send up in this step."""
+    turn = request.plan.turn_at(request.num_computed) if request.plan else None
+    return request.num_computed if turn is None else turn.start
 
 
 def _split(
@@ -264,8 +270,9 @@ def _passes(
 ) -> tuple[UpperPass, ...]:
     """Share out the compact rows, in order of ``order`` where they do not fit in one pass.
 
-    A request that found blocks in the prefix cache which another one fills in this very step has
-    more tokens computed than that one, so in order of tokens computed it comes after it.
+    A request may have found blocks in the prefix cache that another one fills in this very step.
+    It starts behind them, and so behind the first row that the other one sends up: in order of
+    these rows it comes after it.
     """
     starts = np.cumsum(counts) - counts
     done = np.zeros_like(counts)

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 logger = init_logger("vllm.vllm_dpp")
 
+MIN_CHUNK = 4
+"""Tokens with which a chunk can always keep clear of decode steps."""
+
 EncoderSchedule = tuple[list[int], int, int, list[int], list[int]]
 
 
@@ -56,6 +59,12 @@ class PruningSchedulerMixin(Scheduler):
                 f"blocks of {self.block_size} tokens are hashed in parts of "
                 f"{pool.hash_block_size}: pruned prompts can only be cached by whole blocks; leave "
                 "the hash block size alone"
+            )
+        limit = self.scheduler_config.long_prefill_token_threshold
+        if self.replays_graphs and 0 < limit < MIN_CHUNK:
+            raise ValueError(
+                f"--long-prefill-token-threshold {limit} would make decode steps of a video's "
+                f"chunks: give at least {MIN_CHUNK}, or --enforce-eager"
             )
         for manager in self.kv_cache_manager.coordinator.single_type_managers:
             if isinstance(manager, CompactAttentionManager):
@@ -162,7 +171,7 @@ class PruningSchedulerMixin(Scheduler):
             num_new_tokens = self._before_a_long_decision(
                 planned.plan, num_computed_tokens, num_new_tokens
             )
-            num_new_tokens = self._not_a_single_row(
+            num_new_tokens = self._clear_of_decodes(
                 request, planned.plan, num_computed_tokens, num_new_tokens
             )
         return super()._try_schedule_encoder_inputs(
@@ -191,29 +200,32 @@ class PruningSchedulerMixin(Scheduler):
         split, num_layers = self.settings.split_layer, self.num_layers
         for turn in plan.turns_in(start, start + num_tokens):
             last = min(turn.decided, turn.end - 2)
-            if turn.start < start < last and turn.end <= start + num_tokens:
+            if turn.start < start < last - 1 and turn.end <= start + num_tokens:
                 num_up = turn.length - turn.num_pruned
                 work = num_tokens * split + num_up * (num_layers - split)
                 if work > self.max_num_scheduled_tokens * num_layers:
                     return last - start
         return num_tokens
 
-    def _not_a_single_row(
+    def _clear_of_decodes(
         self, request: Request, plan: PrunePlan, start: int, num_tokens: int
     ) -> int:
         """Tokens of a chunk that vLLM will not take for a decode while a range is open.
 
         A batch of single tokens may replay a full CUDA graph, in which nothing can be deferred or
-        decided. So one token of a range is not computed alone, nor is one left over; the request
-        waits for the next step, in which it comes first.
+        decided. So no row of a range is computed alone, and none is left over before the places
+        where vLLM or we may have to end the next chunk: the end of the range, and the starts of
+        media. A chunk for which only one token is left waits for the next step, in which it comes
+        first.
         """
-        turns = plan.turns_in(start, start + num_tokens)
-        if not self.replays_graphs or not turns:
+        if not self.replays_graphs:
             return num_tokens
-        if start + num_tokens == turns[-1].end - 1 == request.num_tokens - 1:
-            num_tokens -= 1
-        if num_tokens > 1:
-            return num_tokens
+        starts = {feature.mm_position.offset for feature in request.mm_features}
+        end = start + num_tokens
+        while end > start and (turn := plan.turn_at(end)) and end + 1 in starts | {turn.end}:
+            end -= 1
+        if end - start != 1 or not plan.turns_in(start, end):
+            return end - start
         self._comes_first = request
         return 0
 

@@ -14,14 +14,19 @@ from vllm.distributed import (
     tensor_model_parallel_all_reduce,
 )
 
+from vllm_dpp.pruning.budget import num_kept
 from vllm_dpp.pruning.config import PruningConfig
 from vllm_dpp.pruning.pruner import VideoTokens, keep_indices
 from vllm_dpp.pruning.relevance import question_attention
+from vllm_dpp.pruning.workspace import workspace_bytes
 from vllm_dpp.serving.plan import PrunedVideo
 from vllm_dpp.serving.step import RangeRows
 from vllm_dpp.serving.worker.context import PruningContext
 
 Select = Callable[[Sequence[VideoTokens], PruningConfig], list[torch.Tensor]]
+TOKENS_PER_SLICE = 256
+"""What the memory profile takes a slice to have; in Qwen2.5-VL 448 x 448 pixels."""
+
 States = tuple[torch.Tensor, torch.Tensor | None]
 """Hidden states and residual, each [num_rows, D]; the residual is ``None`` before layer 0."""
 
@@ -42,6 +47,27 @@ class VideoSelector:
     @property
     def needs_relevance(self) -> bool:
         return self.context.settings.reads_question
+
+    def bytes_at_once(self, num_tokens: int, like: torch.Tensor) -> int:
+        """Memory of the selection of one video beside the layers' own, for the memory profile.
+
+        Args:
+            num_tokens: Its tokens.
+            like: A tensor [..., D] of the dtype and on the device of the residual stream.
+        """
+        settings, dim = self.context.settings, like.shape[-1]
+        kept = num_kept(num_tokens, settings.retention_ratio)
+        gathered = (num_tokens + 3 * kept) * dim * like.element_size()  # features, what goes up
+        return gathered + workspace_bytes(
+            num_tokens,
+            dim,
+            kept,
+            settings,
+            like.device,
+            num_slices=-(-num_tokens // TOKENS_PER_SLICE),
+            num_tail=-num_tokens % TOKENS_PER_SLICE,
+            dtype=like.dtype,
+        )
 
     def read(
         self, layer: Any, positions: torch.Tensor, states: States, part: RangeRows

@@ -13,6 +13,7 @@ from torch import nn
 from vllm.compilation.backends import set_model_tag
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig
+from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.attention import Attention
 from vllm.sequence import IntermediateTensors
 from vllm.utils.torch_utils import async_tensor_h2d
@@ -87,6 +88,9 @@ class SplitDecoder(nn.Module):
             self._make_compact(_attention_of(layer), v2=vllm_config.use_v2_model_runner)
 
         self.buffer = self._make_buffer(weight, vllm_config)
+        self.longest_video = min(
+            context.settings.deferred_rows(vllm_config), vllm_config.model_config.max_model_len
+        )
         context.attach(self.buffer)
 
         def stack(tag: str, start: int, end: int) -> LayerStack | None:
@@ -137,11 +141,18 @@ class SplitDecoder(nn.Module):
         """Final hidden states [num_rows, D]; rows of pruned videos are zero."""
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         layout = self.context.take_layout()
+        if get_forward_context().attn_metadata is None:
+            self._reserve_workspace(hidden)
         if layout is None or layout.is_plain:
             states = _run(self.below_relevance, positions, (hidden, None))
             states = _run(self.below_split, positions, states)
             return self._finish(positions, states)
         return self._prune(layout, positions, hidden)
+
+    def _reserve_workspace(self, hidden: torch.Tensor) -> None:
+        """In a run without attention, which measures memory: what the longest selection takes."""
+        num_bytes = self.selector.bytes_at_once(self.longest_video, hidden)
+        torch.empty(num_bytes, dtype=torch.uint8, device=hidden.device)
 
     def _prune(
         self, layout: StepLayout, positions: torch.Tensor, hidden: torch.Tensor
