@@ -9,6 +9,7 @@ import argparse
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -55,6 +56,7 @@ def global_cdpruner_segment_prune(
     """
     features = _drop_batch("image_features", image_features, 2)
     attention = _drop_batch("last_layer_attention_avg", last_layer_attention_avg, 1)
+    _require_finite("last_layer_attention_avg", attention)
     segment_ids = _visual_segments(segment_mask)
     num_tokens = len(features)
     for name, values in (("segment_mask", segment_ids), ("last_layer_attention_avg", attention)):
@@ -68,31 +70,35 @@ def global_cdpruner_segment_prune(
     require_integer("topk", topk, minimum=0)
     if topk > num_tokens:
         raise ValueError(f"topk must be <= N = {num_tokens}, got {topk}")
-    ids, lengths = torch.unique(segment_ids, return_counts=True)
-    budgets = _budgets(segment_keep_info, ids.tolist(), lengths.tolist(), topk)
-    for segment, length, budget in zip(ids.tolist(), lengths.tolist(), budgets, strict=True):
+    # Segments that lie one after the other, as those of a video do, need no copy of the features.
+    in_order = bool((segment_ids.diff() >= 0).all())
+    order = None if in_order else segment_ids.argsort(stable=True)
+    sorted_ids = segment_ids if order is None else segment_ids[order]
+    ids, lengths = (of.tolist() for of in sorted_ids.unique_consecutive(return_counts=True))
+    budgets = _budgets(segment_keep_info, ids, lengths, topk)
+    for segment, length, budget in zip(ids, lengths, budgets, strict=True):
         logger.debug("segment %d: %d tokens, %d kept", segment, length, budget)
     if topk in (0, num_tokens):
+        _require_finite("image_features", features)
         return torch.arange(topk, device=features.device)
-    return _select(features, attention, segment_ids, lengths.tolist(), budgets)
-
-
-def _select(
-    features: Tensor, attention: Tensor, segment_ids: Tensor, lengths: list[int], budgets: list[int]
-) -> Tensor:
-    """The kept tokens, from tokens that are brought into the order of their segments."""
-    order = segment_ids.argsort(stable=True).to(features.device)
-    relevance = normalize_relevance(attention, "negative", floor=0.0)
-    offsets = [sum(lengths[:segment]) for segment in range(len(lengths) + 1)]
-    video = SegmentedTokens(
-        features[order],
-        relevance.to(features.device)[order],
-        Segments.between(offsets, features.device),
-        to_device(budgets, features.device),
-        max(budgets),
-    )
-    [keep] = select([video], _MAX_KERNEL_BYTES)
+    if order is None:
+        return _select(features, attention, lengths, budgets).nonzero().squeeze(1)
+    order = order.to(features.device)
+    keep = _select(features[order], attention[order.to(attention.device)], lengths, budgets)
     return order[keep].sort().values
+
+
+def _select(features: Tensor, attention: Tensor, lengths: list[int], budgets: list[int]) -> Tensor:
+    """[N] bool, True on the tokens kept, of tokens in the order of their segments."""
+    relevance = normalize_relevance(attention, "negative", floor=0.0).to(features.device)
+    segments = Segments.between([0, *accumulate(lengths)], features.device)
+    video = SegmentedTokens(
+        features, relevance, segments, to_device(budgets, features.device), max(budgets)
+    )
+    [selected] = select([video], _MAX_KERNEL_BYTES)
+    if not bool(selected.began.all()):
+        _require_finite("image_features", features)
+    return selected.keep
 
 
 @torch.no_grad()
@@ -185,14 +191,13 @@ def _now(device: torch.device) -> float:
 
 
 def _drop_batch(name: str, values: Tensor, dims: int) -> Tensor:
-    """`values` without a first dimension of 1, checked to be finite floats of `dims` dimensions."""
+    """`values` without a first dimension of 1, checked to be floats of `dims` dimensions."""
     plain = values[0] if values.dim() == dims + 1 and len(values) == 1 else values
     if plain.dim() != dims or not plain.is_floating_point():
         expected = "[N, D] or [1, N, D]" if dims == 2 else "[N] or [1, N]"
         raise ValueError(
             f"{name} must be {expected} float, got shape {list(values.shape)} of {values.dtype}"
         )
-    _require_finite(name, plain)
     return plain
 
 

@@ -114,7 +114,7 @@ def keep_indices(
     undecided = [i for i, video in enumerate(videos) if 0 < video.num_kept < len(video.features)]
     problems = [segmented(videos[i], config) for i in undecided]
     if group is None:
-        masks = select(problems, config.max_kernel_bytes, backend)
+        masks = [kept.keep for kept in select(problems, config.max_kernel_bytes, backend)]
     else:
         masks = [select_sharded(p, config.max_kernel_bytes, group, backend) for p in problems]
     for i, keep in zip(undecided, masks, strict=True):

@@ -10,7 +10,7 @@ All ways give the same tokens up to float32 rounding:
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -43,6 +43,20 @@ class SegmentedTokens:
     segments: Segments
     budgets: Tensor
     max_budget: int
+
+
+class Selected(NamedTuple):
+    """What is kept of the N tokens of one video.
+
+    Args:
+        keep: [N] bool, True on the tokens kept.
+        began: [S] bool, whether the greedy loop took any token of a segment. It takes none where
+            the budget is 0, all tokens are zero, or one is NaN or infinite: who must know that
+            values are finite need look at no other segment.
+    """
+
+    keep: Tensor
+    began: Tensor
 
 
 def fastest_backend(device: torch.device) -> Backend:
@@ -86,7 +100,7 @@ def warm_up(device: torch.device, dim: int, dtype: torch.dtype) -> None:
 
 def select(
     videos: Sequence[SegmentedTokens], max_kernel_bytes: int, backend: Backend | None = None
-) -> list[Tensor]:
+) -> list[Selected]:
     """Select exactly the budget of every segment; a video's result is its own alone.
 
     Args:
@@ -95,7 +109,7 @@ def select(
         backend: the way to go; None takes the fastest.
 
     Returns:
-        Per video [N] bool, True on the tokens kept.
+        What is kept of each video.
 
     Raises:
         ValueError: there is no such backend, or not on this device.
@@ -108,17 +122,17 @@ def select(
     ways = [
         backend or fastest_for(v.features.device, v.segments.longest, v.max_budget) for v in videos
     ]
-    keeps: dict[int, Tensor] = {}
+    results: dict[int, Selected] = {}
     for way in dict.fromkeys(ways):
         chosen = [i for i, other in enumerate(ways) if other == way]
         selected = _select_by(way, [videos[i] for i in chosen], max_kernel_bytes)
-        keeps.update(zip(chosen, selected, strict=True))
-    return [keeps[i] for i in range(len(videos))]
+        results.update(zip(chosen, selected, strict=True))
+    return [results[i] for i in range(len(videos))]
 
 
 def _select_by(
     backend: Backend, videos: Sequence[SegmentedTokens], max_kernel_bytes: int
-) -> list[Tensor]:
+) -> list[Selected]:
     if backend == "fused":
         return _select_fused(videos, max_kernel_bytes)
     select_one = _select_compiled if backend == "compiled" else _select_torch
@@ -154,13 +168,13 @@ def _require_available(backend: Backend, device: torch.device) -> None:
         )
 
 
-def _select_fused(videos: Sequence[SegmentedTokens], max_kernel_bytes: int) -> list[Tensor]:
+def _select_fused(videos: Sequence[SegmentedTokens], max_kernel_bytes: int) -> list[Selected]:
     """All videos at once, if their features are alike."""
     if len({(v.features.shape[1], v.features.dtype) for v in videos}) > 1:
-        return [keep for video in videos for keep in _select_fused([video], max_kernel_bytes)]
+        return [kept for video in videos for kept in _select_fused([video], max_kernel_bytes)]
     together = _concatenated(videos)
     features = together.features
-    keep = fused.greedy_map_fused(
+    selection = fused.greedy_map_fused(
         features.float() if features.dtype == torch.float64 else features,
         together.relevance,
         together.segments.offsets,
@@ -168,8 +182,10 @@ def _select_fused(videos: Sequence[SegmentedTokens], max_kernel_bytes: int) -> l
         together.segments.longest,
         together.max_budget,
         max_kernel_bytes=max_kernel_bytes,
-    ).keep
-    return list(torch.split(keep, [len(video.features) for video in videos]))
+    )
+    keeps = torch.split(selection.keep, [len(video.features) for video in videos])
+    began = torch.split(_began(selection), [len(video.segments) for video in videos])
+    return [Selected(*each) for each in zip(keeps, began, strict=True)]
 
 
 def _concatenated(videos: Sequence[SegmentedTokens]) -> SegmentedTokens:
@@ -188,10 +204,11 @@ def _concatenated(videos: Sequence[SegmentedTokens]) -> SegmentedTokens:
     )
 
 
-def _select_torch(video: SegmentedTokens, max_kernel_bytes: int) -> Tensor:
+def _select_torch(video: SegmentedTokens, max_kernel_bytes: int) -> Selected:
     num_tokens, dim = video.features.shape
     # One more than there are tokens: padding is written there.
     keep = video.features.new_zeros(num_tokens + 1, dtype=torch.bool)
+    began = []
     for batch, padded in padded_batches(video.segments, num_tokens, max_kernel_bytes):
         relevance = padded.pad(video.relevance)
         selection = greedy_map(
@@ -203,23 +220,31 @@ def _select_torch(video: SegmentedTokens, max_kernel_bytes: int) -> Tensor:
         )
         places = padded.positions.where(padded.valid, num_tokens)
         keep.scatter_(0, places.flatten(), selection.keep.flatten())
-    return keep[:-1]
+        began.append(_began(selection))
+    return Selected(keep[:-1], torch.cat(began))
 
 
-def _select_compiled(video: SegmentedTokens, max_kernel_bytes: int) -> Tensor:
+def _select_compiled(video: SegmentedTokens, max_kernel_bytes: int) -> Selected:
     keep = video.features.new_zeros(len(video.features), dtype=torch.bool)
+    began = video.features.new_zeros(len(video.segments), dtype=torch.bool)
     for batch, tokens in _runs(video.segments.read_lengths(), max_kernel_bytes):
         budgets = video.budgets[batch]
         relevance = video.relevance[tokens].reshape(len(budgets), -1)
         features = video.features[tokens].reshape(*relevance.shape, -1)
-        keep[tokens] = _keep_equal(features, relevance, budgets).flatten()
-    return keep
+        selection = _select_equal(features, relevance, budgets)
+        keep[tokens], began[batch] = selection.keep.flatten(), _began(selection)
+    return Selected(keep, began)
 
 
-def _keep_equal(features: Tensor, relevance: Tensor, budgets: Tensor) -> Tensor:
-    """[S, n] bool; in a function of its own, so that its kernels go before the next ones come."""
+def _select_equal(features: Tensor, relevance: Tensor, budgets: Tensor) -> Selection:
+    """In a function of its own, so that its kernels go before the next ones come."""
     kernel = conditioned_kernel(features, relevance)
-    return compiled.greedy_map_compiled(kernel, relevance, budgets).keep
+    return compiled.greedy_map_compiled(kernel, relevance, budgets)
+
+
+def _began(selection: Selection) -> Tensor:
+    """[S] bool, whether a segment took a first step."""
+    return (selection.order[:, :1] >= 0).any(dim=1)
 
 
 def _runs(lengths: Sequence[int], max_kernel_bytes: int) -> Iterator[tuple[slice, slice]]:

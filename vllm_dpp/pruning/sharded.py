@@ -37,7 +37,7 @@ def select_sharded(
     rank, num_ranks = dist.get_rank(group), dist.get_world_size(group)
     lengths = video.segments.lengths
     if lengths is None:
-        [whole] = select([video], max_kernel_bytes, backend)
+        whole = select([video], max_kernel_bytes, backend)[0].keep
         dist.broadcast(whole, group=group, group_src=0)
         return whole
     first, last = (part * len(lengths) // num_ranks for part in (rank, rank + 1))
@@ -52,6 +52,6 @@ def select_sharded(
             budgets[first:last],
             video.max_budget,
         )
-        keep[tokens] = select([mine], max_kernel_bytes, backend)[0].to(keep.dtype)
+        keep[tokens] = select([mine], max_kernel_bytes, backend)[0].keep.to(keep.dtype)
     dist.all_reduce(keep, dist.ReduceOp.MAX, group=group)
     return keep.bool()

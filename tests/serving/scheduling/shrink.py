@@ -52,7 +52,7 @@ def _smaller(scenario: Scenario) -> Iterator[Scenario]:
         simple = getattr(PLAIN, name)
         if getattr(shape, name) != simple:
             yield replace(scenario, shape=replace(shape, **{name: simple}))
-    for i in range(len(asks)):
+    for i, ask in enumerate(asks):
         for simpler in _simpler(ask):
             yield replace(scenario, asks=asks[:i] + (simpler,) + asks[i + 1 :])
     for name in sorted({item.name for ask in asks for _, item in ask.media}):
