@@ -104,7 +104,7 @@ def test_flags() -> None:
     parsed = options.parse(["--long-tokens", "256", "--swap-space", "0"])
     words = options.command_of(parsed, "m", on_cpu=True)
     pairs = list(itertools.pairwise(words))
-    assert ("--max-deferred-tokens", "320") in pairs and words[-2:] == ["--swap-space", "0"]
+    assert ("--max-deferred-tokens", "352") in pairs and words[-2:] == ["--swap-space", "0"]
 
 
 def test_nothing_to_do() -> None:

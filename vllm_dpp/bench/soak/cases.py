@@ -81,7 +81,7 @@ class Maker:
 
     def longest(self) -> Case:
         """A request that needs the whole buffer."""
-        return Case("longest 0", [user(QUESTIONS[0], self.long_video())])
+        return Case("longest 0", [user(QUESTIONS[-1], self.long_video())])
 
     def bad(self) -> Iterator[Case]:
         """Every kind of bad request."""

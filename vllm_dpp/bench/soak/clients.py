@@ -54,7 +54,7 @@ def serial_answers(server: Server, cases: Sequence[Case], tally: Tally) -> dict[
         reply = send(server, case)
         if not case.is_good:
             refused(reply, case, tally)
-        elif reply.status != 200 or not reply.is_whole:
+        elif reply.status != 200 or reply.error or not reply.is_whole:
             raise OSError(f"{case.name} alone: {reply.status} {reply.error[:500]}")
         else:
             found[case.name] = Expected(tuple(reply.tokens), tuple(reply.margins))

@@ -58,13 +58,19 @@ def main(argv: list[str] | None = None) -> int:
             document = run(folder, model, options)
         except (ServerError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
-            print((folder / "server.log").read_text(errors="replace")[-6000:], file=sys.stderr)
+            keep_log(folder, options)
             return 1
-        if document["wrong"] and options.output is not None:
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(folder / "server.log", options.output.with_suffix(".log"))
+        if document["wrong"]:
+            keep_log(folder, options)
     publish({"provenance": provenance(opt.MODULE, arguments), **document}, options)
     return 0 if document["wrong"] == 0 and document["memory_is_flat"] else 1
+
+
+def keep_log(folder: Path, options: Any) -> None:
+    """Put what the server printed beside the result."""
+    if options.output is not None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "server.log", options.output.with_suffix(".log"))
 
 
 def resolve(model: str) -> str:

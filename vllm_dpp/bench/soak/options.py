@@ -8,7 +8,7 @@ from vllm_dpp.bench.chat.arms import Arm
 
 MODULE = "vllm_dpp.bench.soak"
 TRAINED = "trained"
-QUESTION_ROOM = 64
+QUESTION_ROOM = 96  # the longest question about the longest video leaves little of the buffer
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
