@@ -70,7 +70,8 @@ def test_threads_may_use_every_cpu_though_their_creator_may_not(problem):
 
 def test_without_numba_pytorch_does_it():
     script = (
-        "import sys; sys.modules['numba'] = None\n"
+        "import logging, sys; sys.modules['numba'] = None\n"
+        "logging.basicConfig(stream=sys.stdout, format='%(levelname)s %(name)s %(message)s')\n"
         "import torch\n"
         "from vllm_dpp.pruning import PruningConfig, VideoTokens, keep_indices\n"
         "from vllm_dpp.pruning.select import fastest_backend\n"
@@ -80,11 +81,46 @@ def test_without_numba_pytorch_does_it():
         "try: keep_indices([video], PruningConfig(), backend='compiled')\n"
         "except ValueError as error: print(error)\n"
     )
-    assert run(script) == [
+    warning, *lines = run(script)
+    assert warning.startswith(
+        "WARNING vllm_dpp.pruning.compiled the compiled loop of the pruner is switched off"
+    )
+    assert "import of numba halted" in warning and warning.endswith("install numba.")
+    assert lines == [
         "torch",
         "[0, 1]",
         "backend 'compiled' needs a CPU and numba, got cpu; leave it out to take what there is",
     ]
+
+
+def test_without_a_folder_for_machine_code_pytorch_does_it():
+    """Numba looks for one when the loop is defined; here it finds none."""
+    script = (
+        "import logging, sys\n"
+        "logging.basicConfig(stream=sys.stdout, format='%(levelname)s %(message)s')\n"
+        "import torch\n"
+        "from numba.core.caching import CacheImpl\n"
+        "CacheImpl._locator_classes = []\n"
+        "from vllm_dpp.pruning.select import fastest_backend\n"
+        "print({fastest_backend(torch.device('cpu')) for _ in range(3)})\n"
+    )
+    warning, backends = run(script)
+    assert backends == "{'torch'}"
+    assert "WARNING the compiled loop of the pruner is switched off" in warning
+    assert "cannot cache function 'greedy_map_loop'" in warning
+    assert warning.endswith("set NUMBA_CACHE_DIR to a folder that can be written to.")
+
+
+def test_a_gpu_is_told_nothing_about_the_cpu(caplog, monkeypatch):
+    compiled._compiled_loop.cache_clear()
+    monkeypatch.setitem(sys.modules, "vllm_dpp.pruning.compiled_loop", None)
+    try:
+        assert not compiled.is_available(torch.device("meta")) and not caplog.messages
+        for _ in range(2):
+            assert not compiled.is_available(torch.device("cpu"))
+        assert len(caplog.messages) == 1
+    finally:
+        compiled._compiled_loop.cache_clear()
 
 
 def test_loaded_numba_does_not_keep_the_cpu_worker_of_vllm_from_starting():

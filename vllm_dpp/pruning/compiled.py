@@ -2,11 +2,12 @@
 
 A step of the loop is a handful of passes over short rows, which costs PyTorch more to dispatch
 than to compute. Numba compiles the same recurrence to machine code that holds no lock, so plain
-threads run it; numba's own threads would not survive a fork. Where numba is not installed, the
-caller stays with PyTorch.
+threads run it; numba's own threads would not survive a fork. Where numba is not installed, or has
+nowhere to keep machine code, the caller stays with PyTorch and a warning says so.
 """
 
 import functools
+import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from vllm_dpp.pruning.greedy_map import Selection, fill_by_relevance
 from vllm_dpp.pruning.kernel import RANK_TOLERANCE
+
+logger = logging.getLogger(__name__)
 
 # Multiplications worth a thread of their own: about a millisecond.
 _PER_THREAD = 1 << 22
@@ -91,14 +94,28 @@ if hasattr(os, "register_at_fork"):  # threads stay behind in the parent
 
 @functools.cache
 def _compiled_loop() -> Callable[..., None] | None:
-    """The loop, made machine code at its first call; `None` without numba."""
+    """The loop, made machine code at its first call; `None`, with a warning, where it cannot be."""
     try:
         from vllm_dpp.pruning.compiled_loop import greedy_map_loop
-    except (ImportError, RuntimeError):  # not installed, or nowhere to keep the machine code
+    except ImportError as error:
+        _warn_of_pytorch(error, "install numba")
+        return None
+    except RuntimeError as error:  # numba's, where it can write to none of the folders it knows
+        _warn_of_pytorch(error, "set NUMBA_CACHE_DIR to a folder that can be written to")
         return None
     _make_llvmlite_scannable()
     loop: Callable[..., None] = greedy_map_loop
     return loop
+
+
+def _warn_of_pytorch(error: Exception, remedy: str) -> None:
+    logger.warning(
+        "the compiled loop of the pruner is switched off, and PyTorch selects on this CPU, which "
+        "takes longer: %s (%s). To switch it on, %s.",
+        error,
+        type(error).__name__,
+        remedy,
+    )
 
 
 def _make_llvmlite_scannable() -> None:
