@@ -18,6 +18,7 @@ from vllm_dpp.pruning.cdpruner import (
 )
 
 from .helpers import log_det, reference_kernel
+from .memory import peak_bytes
 
 
 def original(budgets, mask, features, attention):
@@ -172,6 +173,41 @@ def test_bad_input_is_named(change, message):
     assert len(global_cdpruner_segment_prune(**GOOD)) == 2
     with pytest.raises(ValueError, match=message):
         global_cdpruner_segment_prune(**{**GOOD, **change})
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize(
+    ("info", "topk"),
+    [(None, 9), ({0: 9, 1: 0, 2: 0}, 9), ({0: 0.0, 1: 1.0, 2: 0.0}, 9), (None, 0), (None, 40)],
+)
+def test_what_is_not_finite_is_found_wherever_it_is(info, topk, value, shuffled):
+    """Also in segments that keep nothing or everything, whose kernels say nothing."""
+    mask, _, features, attention = make(4, [20, 12, 8], shuffled=shuffled)
+    for token in (0, 25, 39):
+        spoiled = features.clone()
+        spoiled[token, token] = value
+        with pytest.raises(ValueError, match="image_features must be finite, got NaN or inf in"):
+            global_cdpruner_segment_prune(info, mask, spoiled, attention, topk)
+    assert len(global_cdpruner_segment_prune(info, mask, features, attention, topk)) == topk
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_features_that_are_large_but_finite_are_no_error(dtype):
+    """Their squares are infinite in float32."""
+    mask, _, features, attention = make(5, [9, 6])
+    features = features.to(dtype) * 1e25
+    assert len(global_cdpruner_segment_prune(None, mask, features, attention, 7)) == 7
+
+
+def test_tokens_in_the_order_of_their_segments_are_not_copied():
+    mask, _, features, attention = make(6, [64, 64], dim=4096, shuffled=False)
+
+    def prune():
+        global_cdpruner_segment_prune(None, mask, features, attention, 20)
+
+    prune()
+    assert peak_bytes(prune) < features.nbytes / 4
 
 
 @pytest.mark.parametrize("n", [1, 2, 12, 63])

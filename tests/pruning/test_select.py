@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vllm_dpp.pruning import keep_indices, naive_keep_indices
-from vllm_dpp.pruning.select import select, warm_up
+from vllm_dpp.pruning import Segments, keep_indices, naive_keep_indices
+from vllm_dpp.pruning.select import SegmentedTokens, select, warm_up
 
 from .helpers import ALL_CONFIGS, config_id, random_video
 
@@ -93,6 +93,23 @@ def test_fused_kernels_select_for_all_videos_at_once():
 def test_backends_that_cannot_be_had(backend, message):
     with pytest.raises(ValueError, match=message):
         keep_indices([random_video(0)], ALL_CONFIGS[0], backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["torch", "compiled"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("bound", [1, 1 << 28])
+def test_a_segment_that_is_not_finite_takes_no_step(backend, value, bound):
+    """Nor does one of zeros or of budget 0; all others do."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(30, 8, generator=generator)
+    features[7, 3], features[10:15] = value, 0
+    segments = Segments.between([0, 5, 10, 15, 20, 30], features.device)
+    budgets = torch.tensor([2, 3, 2, 0, 1])
+    relevance = torch.rand(30, generator=generator)
+    video = SegmentedTokens(features, relevance, segments, budgets, 3)
+    [selected] = select([video], bound, backend)
+    assert selected.began.tolist() == [True, False, False, False, True]
+    assert int(selected.keep.sum()) == 8
 
 
 def test_nothing_to_select_and_nothing_to_compile_twice():

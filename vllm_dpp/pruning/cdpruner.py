@@ -74,7 +74,7 @@ def global_cdpruner_segment_prune(
     in_order = bool((segment_ids.diff() >= 0).all())
     order = None if in_order else segment_ids.argsort(stable=True)
     sorted_ids = segment_ids if order is None else segment_ids[order]
-    ids, lengths = (of.tolist() for of in sorted_ids.unique_consecutive(return_counts=True))
+    ids, lengths = (of.tolist() for of in torch.unique_consecutive(sorted_ids, return_counts=True))
     budgets = _budgets(segment_keep_info, ids, lengths, topk)
     for segment, length, budget in zip(ids, lengths, budgets, strict=True):
         logger.debug("segment %d: %d tokens, %d kept", segment, length, budget)

@@ -124,14 +124,15 @@ def rows_per_cast(dim: int) -> int:
 def _multiply(rows: Rows, dim: int, out: Tensor) -> None:
     """Write the products of the rows of each segment with one another to [S, n, n] `out`."""
     num_segments, length, _ = out.shape
-    at_once = rows_per_cast(dim) // max(1, length)
+    fits = rows_per_cast(dim) // max(1, length)
     size = _block_size(length, dim, out.device)
-    for first in range(0, num_segments, max(1, at_once)):
-        part = slice(first, first + max(1, at_once))
+    num_parts = -(-num_segments // max(1, fits))
+    for at in range(num_parts):  # of equal length, so that threads share each of them evenly
+        part = slice(at * num_segments // num_parts, (at + 1) * num_segments // num_parts)
         read = partial(rows, part)
-        if at_once:
+        if fits:
             read = partial(_at, read(slice(None)).float())
-        _multiply_blocks(read, size, length if at_once else size, out[part])
+        _multiply_blocks(read, size, length if fits else size, out[part])
 
 
 def _block_size(length: int, dim: int, device: torch.device) -> int:
