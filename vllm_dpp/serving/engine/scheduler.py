@@ -229,8 +229,20 @@ class PruningSchedulerMixin(Scheduler):
         self._comes_first = request
         return 0
 
+    def _send_all_media(self, scheduler_output: SchedulerOutput) -> None:
+        """Send new requests with the pixels that a prefix-cache hit covers, on the V1 runner.
+
+        vLLM leaves those out. Its V2 runner is sent a request anew after a preemption; the V1
+        runner is not, and would have no pixels if the blocks were gone by then. See
+        ``patches/scheduler.md``.
+        """
+        for data in scheduler_output.scheduled_new_reqs:
+            data.mm_features = self.requests[data.req_id].mm_features
+
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
         super()._update_after_schedule(scheduler_output)
+        if not self.use_v2_model_runner:
+            self._send_all_media(scheduler_output)
         if self._comes_first in self.running:
             self.running.remove(self._comes_first)
             self.running.insert(0, self._comes_first)
