@@ -5,6 +5,7 @@ import json
 import pytest
 
 from vllm_dpp.bench.pruner import report
+from vllm_dpp.bench.pruner.arms import NAMES
 from vllm_dpp.bench.pruner.options import growth_series
 
 SECONDS = {"original": [0.4, 4.0, 0.6], "torch": [0.1, 0.5, 0.3], "gram": [0.1, 1.0, 0.1]}
@@ -38,11 +39,26 @@ def test_ratios_pair_rounds():
     assert ours["over_gram"] == pytest.approx((1, 0.5, 3))
     assert ours["speedup_over_original"] == pytest.approx((4, 2, 8))
     assert case["arms"]["gram"]["over_gram"] == (1, 1, 1)
+    assert case["arms"]["original"]["over_keep_indices"] == pytest.approx((4, 2, 8))
+
+
+def test_our_times_are_those_of_the_arm_that_is_taken_by_itself():
+    seconds = {"torch": [0.4], "compiled": [0.2], NAMES: [0.25]}
+    case = report.case_as_json(
+        growth_series([1024], 64, 256, 8)[0],
+        judged_segments=4,
+        skipped={},
+        checked={name: {"peak_bytes": 1} for name in seconds},
+        seconds=seconds,
+    )
+    assert case["arms"][NAMES]["over_keep_indices"] == pytest.approx((1.25, 1.25, 1.25))
 
 
 def test_nothing_to_compare_with():
     (case,) = cases({"torch": 1}, sizes=[1024])
     assert case["arms"]["torch"]["over_gram"] is None
+    (other,) = cases({"cdpruner": 1}, sizes=[1024])
+    assert other["arms"]["cdpruner"]["over_keep_indices"] is None
     assert case["arms"]["torch"]["speedup_over_original"] is None
 
 

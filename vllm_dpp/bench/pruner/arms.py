@@ -10,9 +10,12 @@ from torch import Tensor
 from vllm_dpp.bench.pruner import peers
 from vllm_dpp.bench.pruner.problem import Problem
 from vllm_dpp.pruning import keep_indices
+from vllm_dpp.pruning.cdpruner import global_cdpruner_segment_prune
 from vllm_dpp.pruning.select import Backend, fastest_backend
 
-GRAM, ORIGINAL = "gram", "original"
+GRAM, ORIGINAL, NAMES = "gram", "original", "global_cdpruner_segment_prune"
+KEEP_INDICES = ("fused", "compiled", "torch")
+"""The arms of `keep_indices`, the one it takes by itself first."""
 
 Run = Callable[[], Tensor]
 """One selection; returns [num_kept] int64 indices, ascending."""
@@ -52,6 +55,14 @@ def _ours(backend: Backend) -> Callable[[Problem], Run]:
     return prepare
 
 
+def _original_names(problem: Problem) -> Run:
+    """Selects by the relevance of the original, whatever the settings of the problem."""
+    case = problem.case
+    inputs = problem.segment_ids, problem.features, problem.raw_relevance, case.num_kept
+    budgets = [case.kept_per_segment] * case.num_segments
+    return lambda: global_cdpruner_segment_prune(budgets, *inputs)
+
+
 def _torch_compile(problem: Problem) -> Run:
     """`torch.compile` of the batched loop that compiles best: into one graph, for these shapes."""
     torch.compiler.reset()  # earlier shapes would make these ones dynamic
@@ -82,6 +93,7 @@ ARMS: dict[str, Arm] = {
     "fused": Arm(
         "ours: Triton kernel", _ours("fused"), _needs("fused", "an NVIDIA GPU and Triton")
     ),
+    NAMES: Arm("ours: `keep_indices` by the name and arguments of the original", _original_names),
     "torch.compile": Arm(
         "torch.compile of the loop of `cdpruner`, which gives one graph",
         _torch_compile,

@@ -63,6 +63,8 @@ def main(argv: list[str] | None = None) -> int:
         "threads": torch.get_num_threads(),
         "repeats": options.repeats,
         "max_kernel_bytes": options.settings.max_kernel_bytes,
+        "relevance_sign": options.settings.relevance_sign,
+        "relevance_floor": options.settings.relevance_floor,
         "features": DESCRIPTION,
         "arms": list(arms),
         "not_here": lacking,

@@ -15,6 +15,8 @@ from vllm_dpp.pruning import PruningConfig
 MODULE = "vllm_dpp.bench.pruner"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MIB = 2**20
+AS_THE_ORIGINAL = PruningConfig(relevance_sign="negative", relevance_floor=0.0)
+"""The relevance that the original's names stand for, so that all arms select the same."""
 DIM, TOKENS_PER_SEGMENT, RETENTION_RATIO = 3584, 256, 0.25
 
 
@@ -61,7 +63,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         options.cases = cases_of(options)
         for case in options.cases:
             num_judged(case)
-        options.settings = PruningConfig(max_kernel_bytes=int(options.max_kernel_mib * MIB))
+        options.settings = replace(
+            AS_THE_ORIGINAL, max_kernel_bytes=int(options.max_kernel_mib * MIB)
+        )
     except ValueError as error:
         parser.error(str(error))
     for name in ("repeats", "threads"):

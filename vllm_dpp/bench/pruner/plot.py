@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vllm_dpp.bench.pruner.arms import ARMS, GRAM
+from vllm_dpp.bench.pruner.arms import ARMS, GRAM, NAMES
 from vllm_dpp.bench.pruner.report import arms_of, exponent, points_of
 
 # Of the Okabe-Ito palette, which most colour-blind readers can tell apart.
@@ -16,6 +16,7 @@ COLOURS = {
     "torch": "#56B4E9",
     "compiled": "#0072B2",
     "fused": "#009E73",
+    NAMES: "#F0E442",
     "torch.compile": "#D55E00",
     GRAM: "#777777",
 }

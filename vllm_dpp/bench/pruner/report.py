@@ -6,7 +6,7 @@ from dataclasses import asdict
 from statistics import linear_regression, median
 from typing import Any
 
-from vllm_dpp.bench.pruner.arms import ARMS, GRAM, ORIGINAL
+from vllm_dpp.bench.pruner.arms import ARMS, GRAM, KEEP_INDICES, ORIGINAL
 from vllm_dpp.bench.pruner.problem import Case
 from vllm_dpp.bench.summary import spread, spread_text, table
 
@@ -31,6 +31,7 @@ def case_as_json(
         checked: by arm, ``near_ties`` where it was judged and ``peak_bytes``.
         seconds: by arm, of every round.
     """
+    ours = next((seconds[name] for name in KEEP_INDICES if name in seconds), None)
     return {
         **asdict(case),
         "num_tokens": case.num_tokens,
@@ -42,6 +43,7 @@ def case_as_json(
                 "seconds": list(taken),
                 "median_seconds": median(taken),
                 "over_gram": ratio_of_rounds(taken, seconds.get(GRAM)),
+                "over_keep_indices": ratio_of_rounds(taken, ours),
                 "speedup_over_original": ratio_of_rounds(seconds.get(ORIGINAL), taken),
                 **checked[name],
             }
@@ -99,7 +101,8 @@ def exponent(points: Sequence[tuple[int, float]]) -> float:
 
 def render(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Title and text of each table of the JSON document."""
-    yield "Arms", "\n".join(f"{name:14} {ARMS[name].meaning}" for name in document["arms"])
+    width = max(map(len, document["arms"]))
+    yield "Arms", "\n".join(f"{name:{width}} {ARMS[name].meaning}" for name in document["arms"])
     for case in document["cases"]:
         yield _title(case), _case(case)
     for series, arms in document["growth"].items():
@@ -116,6 +119,7 @@ def _case(case: Mapping[str, Any]) -> str:
         "arm",
         "ms (min..max)",
         "x bare Gram",
+        "x keep_indices",
         "speed-up over original",
         "peak MiB",
         "near-ties",
@@ -125,6 +129,7 @@ def _case(case: Mapping[str, Any]) -> str:
             name,
             spread_text(spread([1000 * seconds for seconds in arm["seconds"]]), 2),
             _ratio(arm["over_gram"]),
+            _ratio(arm["over_keep_indices"]),
             _ratio(arm["speedup_over_original"]),
             _mib(arm["peak_bytes"]),
             str(arm.get("near_ties", "-")),
