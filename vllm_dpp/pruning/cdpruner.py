@@ -239,12 +239,17 @@ def _budgets(
                 f"segment_keep_info[{segment}] must be a finite number >= 0, got {value!r}"
             )
     total = sum(by_id.values())
-    if all(is_integer(value) for value in by_id.values()) and total != topk:
+    are_counts = all(is_integer(value) for value in by_id.values())
+    if are_counts and total != topk:
         raise ValueError(
             f"int budgets in segment_keep_info must sum to topk = {topk}, got {total}; give float "
             "weights to share topk"
         )
-    weights = torch.tensor([float(by_id[segment]) for segment in ids], dtype=torch.float64)
+    wanted = [by_id[segment] for segment in ids]
+    fits = all(value <= length for value, length in zip(wanted, lengths, strict=True))
+    if are_counts and fits and sum(wanted) == topk:  # nothing is left to share
+        return [int(value) for value in wanted]
+    weights = torch.tensor([float(value) for value in wanted], dtype=torch.float64)
     return [int(share) for share in share_by_weight(topk, weights, torch.tensor(lengths))]
 
 

@@ -33,7 +33,8 @@ def workspace_bytes(
     """At least the bytes that `keep_indices` holds at once beyond its inputs, for one video.
 
     Several videos at once take at most the sum of theirs and, where the kernels of `fused` select,
-    a copy of all their features. What compilers and BLAS libraries keep is not counted.
+    a copy of all their features. Not counted: what compilers and BLAS libraries keep, and the pass
+    over all values that `validate` asks for.
 
     Args:
         num_tokens: N, of the tokens that are selected from.
