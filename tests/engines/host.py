@@ -21,6 +21,7 @@ class EngineHost:
     def __init__(self, runner: str) -> None:
         from tests.engines.worker import serve
 
+        self.runner = runner
         context = multiprocessing.get_context(START_METHOD)
         self._pipe, theirs = context.Pipe()
         # Not a daemon, which could not start workers; it ends when this side of the pipe closes.

@@ -159,6 +159,16 @@ class EngineWorker:
         """Rows of the range buffer that a request holds."""
         return self.model.pruning.buffer.num_taken
 
+    def profiled_workspace(self) -> int:
+        """Bytes that a run without attention, as in vLLM's memory profile, holds for selections."""
+        selector, seen = self.model.language_model.model.selector, []
+        inner = selector.bytes_at_once
+        selector.bytes_at_once = lambda *args: seen.append(inner(*args)) or seen[-1]
+        executor = self.llm.llm_engine.engine_core.engine_core.model_executor
+        executor.driver_worker.worker.model_runner._dummy_run(16)
+        selector.bytes_at_once = inner
+        return seen[0]
+
     def evict(self, kind: str, index: int) -> None:
         """Drop one block of the lower or upper groups, and its copies, from the prefix cache."""
         from vllm.v1.core.kv_cache_utils import get_group_id

@@ -21,6 +21,7 @@ from vllm_dpp.quality.shapes import CELL
 from vllm_dpp.serving.front.families import family_of
 from vllm_dpp.serving.request_plan import RETENTION_RATIO_ARG
 from vllm_dpp.serving.settings import SECTION
+from vllm_dpp.serving.step import RangeRows
 from vllm_dpp.toy.tokenizer import VIDEO_PAD
 from vllm_dpp.toy.video import Frames, vllm_video
 
@@ -78,7 +79,7 @@ class QualityEngine:
         self._selector: Any = None
         if engine.layer is not None:
             self._selector = worker.get_model().language_model.model.selector
-            self._raw_relevance = self._selector.raw_relevance
+            self._read = self._selector.read
         self._token_id = self._llm.get_tokenizer().convert_tokens_to_ids(VIDEO_PAD)
 
     def answer(self, arm: Arm) -> Answers:
@@ -135,18 +136,19 @@ class QualityEngine:
             return kept
 
         self._selector.select = select
-        self._selector.raw_relevance = self._raw_relevance
-        if method.last_token:
-            self._selector.raw_relevance = self._last_token_relevance
+        self._selector.read = self._read_last_token if method.last_token else self._read
         return chosen
 
-    def _last_token_relevance(self, *inputs: Any) -> list[Tensor]:
-        *states, layout = inputs
+    def _read_last_token(
+        self, layer: Any, positions: Tensor, states: Any, part: RangeRows
+    ) -> list[Tensor]:
+        """As the selector reads, with the last token of each question alone."""
         videos = []
-        for rows in layout.videos:
-            end = rows.question[-1][1]
-            videos.append(replace(rows, question=((end - 1, end),)))
-        return self._raw_relevance(*states, replace(layout, videos=tuple(videos)))
+        for video in part.turn.videos:
+            end = video.question[-1][1]
+            videos.append(replace(video, question=((end - 1, end),)))
+        turn = replace(part.turn, videos=tuple(videos))
+        return self._read(layer, positions, states, replace(part, turn=turn))
 
 
 def _own_args(engine: Engine) -> dict[str, Any]:
