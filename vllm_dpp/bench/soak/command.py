@@ -91,7 +91,7 @@ def run(folder: Path, model: str, options: Any) -> dict[str, Any]:
         wait_until_ready(server)
         say(f"{len(good)} good and {len(bad)} bad requests, one at a time")
         expected = serial_answers(server, [*good, *bad], tally)
-        before, alone = server.metrics(), memory.resident_bytes(server.pid) / memory.MIB
+        before, alone = server.metrics(), memory.resident_by_role(server.pid)
         say(f"{options.clients} clients for {options.minutes:g} minutes")
         with memory.Sampler(server.pid) as sampler:
             soak(
@@ -109,7 +109,7 @@ def run(folder: Path, model: str, options: Any) -> dict[str, Any]:
         after = server.metrics()
         again(server, good, expected, tally)
         server.wait_until_idle(IDLE_TIMEOUT_S)
-        end = memory.resident_bytes(server.pid) / memory.MIB
+        end = memory.resident_by_role(server.pid)
     return {
         "model": model_name(model),
         "options": {k: v for k, v in vars(options).items() if k != "output"},
@@ -121,8 +121,8 @@ def run(folder: Path, model: str, options: Any) -> dict[str, Any]:
         "server": {k: after.get(v, 0) - before.get(v, 0) for k, v in COUNTERS.items()},
         "seconds_to_rest": round(rest, 2),
         "memory_mib": {
-            "before": round(alone, 1),
-            "after": round(end, 1),
+            "before": alone,
+            "after": end,
             "growth": memory.growth(sampler.samples),
             "samples": sampler.samples,
         },

@@ -8,21 +8,28 @@ from statistics import median
 
 PERIOD_S = 2.0
 MIB = 2**20
-MAX_GROWTH = 0.05
+MAX_GROWTH = 0.02
 """Of ``growth``, for memory to count as flat; minutes are needed to see it."""
 
 
-def resident_bytes(group: int) -> int:
-    """Resident memory of all processes of a group, 0 where there is no /proc."""
-    total, page = 0, os.sysconf("SC_PAGE_SIZE")
+def resident_by_role(group: int) -> dict[str, float]:
+    """Resident memory of each process of a group in MiB, by the name it gives itself."""
+    found: dict[str, float] = {}
+    page = os.sysconf("SC_PAGE_SIZE")
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            fields = path.read_text().rpartition(")")[2].split()
+            start, _, rest = path.read_text().rpartition(")")
         except OSError:  # it has just ended
             continue
+        fields, name = rest.split(), start.partition("(")[2]
         if int(fields[2]) == group:
-            total += int(fields[21]) * page
-    return total
+            found[name] = round(found.get(name, 0.0) + int(fields[21]) * page / MIB, 1)
+    return found
+
+
+def resident(group: int) -> float:
+    """Resident memory of all processes of a group in MiB, 0 where there is no /proc."""
+    return round(sum(resident_by_role(group).values()), 1)
 
 
 class Sampler:
@@ -47,12 +54,12 @@ class Sampler:
 
     def _run(self) -> None:
         while not self._over.is_set():
-            self.samples.append(round(resident_bytes(self._group) / MIB, 1))
+            self.samples.append(resident(self._group))
             self._over.wait(PERIOD_S)
 
 
 def growth(samples: Sequence[float]) -> float:
-    """Share by which the last quarter lies above the second: the first fills caches.
+    """Share by which the last quarter lies above the one before; the first half fills caches.
 
     Args:
         samples: In their order. 0 where they are fewer than eight.
@@ -60,5 +67,5 @@ def growth(samples: Sequence[float]) -> float:
     quarter = len(samples) // 4
     if quarter < 2:
         return 0.0
-    before, after = median(samples[quarter : 2 * quarter]), median(samples[-quarter:])
+    before, after = median(samples[-2 * quarter : -quarter]), median(samples[-quarter:])
     return (after - before) / before if before else 0.0

@@ -11,8 +11,11 @@ def render(document: Mapping[str, Any]) -> str:
         **document["counts"],
         **{f"server: {name}": f"{value:.0f}" for name, value in document["server"].items()},
         "seconds to rest, no block held": document["seconds_to_rest"],
-        "memory before and after, MiB": f"{memory['before']:.0f}, {memory['after']:.0f}",
-        "memory, last quarter above the second": f"{100 * memory['growth']:.1f} %",
+        **{
+            f"memory of {role} before, after, MiB": f"{size:.0f}, {memory['after'].get(role, 0):.0f}"
+            for role, size in memory["before"].items()
+        },
+        "memory, last quarter above the one before": f"{100 * memory['growth']:.1f} %",
         "memory is flat": "yes" if document["memory_is_flat"] else "no",
         "wrong": document["wrong"],
     }
