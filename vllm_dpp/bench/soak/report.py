@@ -7,12 +7,13 @@ from typing import Any
 def render(document: Mapping[str, Any]) -> str:
     """Args: document: what the JSON file holds."""
     options, memory = document["options"], document["memory_mib"]
+    after = memory["after"]
     rows = {
         **document["counts"],
         **{f"server: {name}": f"{value:.0f}" for name, value in document["server"].items()},
         "seconds to rest, no block held": document["seconds_to_rest"],
         **{
-            f"memory of {role} before, after, MiB": f"{size:.0f}, {memory['after'].get(role, 0):.0f}"
+            f"memory of {role} before, after, MiB": f"{size:.0f}, {after.get(role, 0):.0f}"
             for role, size in memory["before"].items()
         },
         "memory, last quarter above the one before": f"{100 * memory['growth']:.1f} %",
