@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,7 @@ SHORT = (
 )
 
 
+@pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="a server: set LONG_TESTS=1")
 @pytest.mark.slow
 @pytest.mark.e2e
 def test_a_short_soak(tmp_path: Path) -> None:

@@ -90,8 +90,8 @@ def _media(rng: np.random.Generator, budget: int) -> list[Media]:
     videos = [
         Media(f"video{i}", int(rng.integers(2, max(4, longest)))) for i in range(rng.integers(1, 5))
     ]
-    images = [  # never of one token, which no model has without text around it
-        Media(f"image{i}", int(rng.integers(2, max(4, longest / 3))), "image")
+    images = [
+        Media(f"image{i}", int(rng.integers(1, max(3, longest / 3))), "image")
         for i in range(rng.integers(0, 3))
     ]
     return videos + images
@@ -109,17 +109,15 @@ def _asks(rng: np.random.Generator, media: Sequence[Media]) -> tuple[Ask, ...]:
 
 
 def _ask(rng: np.random.Generator, media: Sequence[Media], asks: Sequence[Ask], i: int) -> Ask:
-    """A new chat, one of the earlier ones again, perhaps asked otherwise, or one that goes on."""
+    """A new chat, one of the earlier ones again, or one that goes on."""
     parts: tuple[Part, ...] = ()
     kind = rng.random() if asks else 0.0
     if kind > 0.6:
         earlier = asks[rng.integers(len(asks))]
         parts = earlier.parts
-        if kind > 0.95:
-            parts = (*parts[:-1], Text(int(rng.integers(0, 3)), 1), parts[-1])
-        elif kind > 0.75:
+        if kind > 0.75:
             parts += (Answer(int(rng.integers(1, earlier.max_tokens + 1))), TurnEnd())
-    if kind <= 0.6 or 0.75 < kind <= 0.95:
+    if kind <= 0.6 or kind > 0.75:
         parts = parts or (Text(0, int(rng.integers(1, 12))),)
         parts += _turns(rng, media)
     return Ask(

@@ -63,9 +63,12 @@ def test_a_video_of_a_whole_step_does_not_wait_for_a_long_answer(
 def test_a_video_that_waits_for_rows_stops_nobody_and_has_its_turn(
     base: VllmConfig, asynchronous: bool
 ) -> None:
-    """The buffer holds one of three long videos; short questions come and go meanwhile."""
+    """The buffer holds one of three long videos, or that and the short one, whose turn is later.
+
+    Questions without a video come and go meanwhile.
+    """
     video = Media("long", 500)
-    shape = Shape(budget=64, kv_tokens=8192, deferred=520, asynchronous=asynchronous)
+    shape = Shape(budget=64, kv_tokens=8192, deferred=560, asynchronous=asynchronous)
     videos = tuple(
         Ask(f"video{i}", (Text(10 + i, 5), video, Text(i, 8), TurnEnd()), max_tokens=2, step=i)
         for i in range(3)
