@@ -3,7 +3,7 @@
 import base64
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Case:
         max_tokens: To generate.
         extra: More fields of the request.
         is_good: Whether it must be answered; otherwise it must get a 4xx.
+        is_ours: Whether it is the plugin that refuses it.
     """
 
     name: str
@@ -43,6 +44,12 @@ class Case:
     max_tokens: int = 4
     extra: dict[str, Any] = field(default_factory=dict)
     is_good: bool = True
+    is_ours: bool = False
+
+    def for_stock(self) -> "Case":
+        """The same without arguments that stock vLLM does not know."""
+        extra = {name: value for name, value in self.extra.items() if name != "vllm_xargs"}
+        return replace(self, extra=extra)
 
     @property
     def kind(self) -> str:
@@ -105,9 +112,9 @@ class Maker:
         }
         for name, extra in arguments.items():
             messages = [user(QUESTIONS[0], video(good))]
-            yield Case(f"{name} 0", messages, extra=extra, is_good=False)
+            yield Case(f"{name} 0", messages, extra=extra, is_good=False, is_ours=True)
         too_long = self.long_video(self._long_frames + 8)
-        yield Case("too long 0", [user(QUESTIONS[0], too_long)], is_good=False)
+        yield Case("too long 0", [user(QUESTIONS[0], too_long)], is_good=False, is_ours=True)
         # vLLM's own refusals, without media: with media they disturb others (refused-media.md)
         yield Case("long text 0", [user("why? " * 4000)], is_good=False)
         yield Case("temperature 0", [user("why?")], extra={"temperature": -1}, is_good=False)

@@ -87,7 +87,10 @@ def run(folder: Path, model: str, options: Any) -> dict[str, Any]:
     command = opt.command_of(options, model, on_cpu=not torch.cuda.is_available())
     maker, tally = Maker(folder, options.seed, options.long_tokens), Tally()
     good, bad = [maker.longest(), *maker.good(options.cases)], list(maker.bad())
-    with serve("the server", command, model, folder / "server.log", {}) as server:
+    if options.stock:
+        good, bad = [case.for_stock() for case in good], [c for c in bad if not c.is_ours]
+    environment = {"VLLM_PLUGINS": ""} if options.stock else {}
+    with serve("the server", command, model, folder / "server.log", environment) as server:
         wait_until_ready(server)
         say(f"{len(good)} good and {len(bad)} bad requests, one at a time")
         expected = serial_answers(server, [*good, *bad], tally)

@@ -28,6 +28,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--clients", type=int, default=32, help="at once")
     add("--cases", type=int, default=8, help="requests of each kind; clients repeat them")
     add("--seed", type=int, default=1, help="of requests and clients")
+    add("--stock", action="store_true", help="stock vLLM, for comparison: without our arguments")
     add("--relevance", choices=("question", "none"), default="question", help="the server's")
     add("--retention-ratio", type=float, default=0.25, help="the server's; requests may choose")
     add("--long-tokens", type=int, default=2048, help="tokens of the long videos")
@@ -47,9 +48,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def command_of(options: argparse.Namespace, model: str, *, on_cpu: bool) -> list[str]:
     """What starts the server."""
-    flags = [
+    pruning = [
         *("--retention-ratio", str(options.retention_ratio), "--relevance", options.relevance),
         *("--max-deferred-tokens", str(options.long_tokens + QUESTION_ROOM)),
+    ]
+    flags = [
         *("--max-num-batched-tokens", str(options.max_num_batched_tokens)),
         *("--max-num-seqs", str(options.max_num_seqs)),
         *("--max-model-len", str(options.max_model_len)),
@@ -60,4 +63,5 @@ def command_of(options: argparse.Namespace, model: str, *, on_cpu: bool) -> list
         "--enable-prompt-tokens-details",
     ]
     flags += ["--enforce-eager"] if on_cpu else []
-    return Arm("dpp", True).command(model, [*flags, *options.flags])
+    flags += [] if options.stock else pruning
+    return Arm("it", not options.stock).command(model, [*flags, *options.flags])

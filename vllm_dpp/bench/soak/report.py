@@ -22,7 +22,8 @@ def render(document: Mapping[str, Any]) -> str:
     }
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(document["kinds"].items()))
     lines = [
-        f"{options['clients']} clients for {options['minutes']:g} minutes, {document['model']}, "
+        f"{options['clients']} clients for {options['minutes']:g} minutes, "
+        f"{'stock vLLM' if options['stock'] else 'pruned'}, {document['model']}, "
         f"{options['kv_cache_mib']} MiB of KV, steps of {options['max_num_batched_tokens']} "
         f"tokens, videos of up to {options['long_tokens']}",
         "",
