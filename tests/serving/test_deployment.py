@@ -9,6 +9,7 @@ import pytest
 from tests.engines.host import engine_host
 from tests.engines.judge import TOLERANCE, Judge
 from tests.engines.traffic import Arrival
+from tests.reference.chats import CHATS
 from vllm_dpp.serving.settings import ServingSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
@@ -41,9 +42,9 @@ def test_answers_stay_exact(
         host.load(tiny_checkpoint, settings.as_additional_config()["dpp"], **engine, **STEP)
         args = {"dpp_retention_ratio": RATIO}
         traffic = host.run(
-            [Arrival(chat, p, extra_args=args) for chat, p in judge.engine_prompts.items()]
+            [Arrival(chat, judge.engine_prompts[chat], extra_args=args) for chat in CHATS]
         )
-    for chat in judge.engine_prompts:
+    for chat in CHATS:
         keep = judge.keep(chat, RATIO, settings.split_layer, settings)
         difference = judge.difference(traffic.answers[chat], chat, SETTINGS.split_layer, keep)
         assert difference <= TOLERANCE

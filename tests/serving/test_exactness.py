@@ -130,8 +130,8 @@ def test_ratio_one_is_the_stock_model(
     def answers(ratio: float | None):
         args = None if ratio is None else {"dpp_retention_ratio": ratio}
         runs = {
-            chat: host.run([Arrival("a", prompt, extra_args=args)])
-            for chat, prompt in judge.engine_prompts.items()
+            chat: host.run([Arrival("a", judge.engine_prompts[chat], extra_args=args)])
+            for chat in CHATS
         }
         return {chat: run.answers["a"] for chat, run in runs.items()}
 

@@ -29,6 +29,7 @@ def predict_one(name: str, engine: EngineFacts, max_requests: int = 100):
         num_layers=12,
         prompt_tokens=420,
         video_tokens=384,
+        video_end=400,
         max_requests=max_requests,
     )
 
@@ -40,8 +41,16 @@ def test_stock() -> None:
 
 
 def test_dpp() -> None:
-    # Groups of 3 layers: one below, three above. 96 of 384 stay: 132 tokens, 5 blocks.
+    # Groups of 3 layers: one below, three above. The last 16 of 384 stay, and 92 of the others
+    # would: 276 go, 8 whole blocks of them do. 164 tokens are left, 6 blocks.
     found = predict_one("dpp", facts(404, (3, 3, 3, 3)))
+    assert (found.blocks, found.kv_bytes) == (14 + 3 * 6, 32 * 3 * PAGE)
+    assert found.peak_prefilled == 403 // 32 == 12
+
+
+def test_dpp_without_prefix_caching() -> None:
+    # 96 of 384 stay: 132 tokens, 5 blocks.
+    found = predict_one("dpp", facts(404, (3, 3, 3, 3), caching=False))
     assert (found.blocks, found.kv_bytes) == (14 + 3 * 5, 29 * 3 * PAGE)
     assert found.peak_prefilled == 403 // 29 == 13
 
@@ -68,10 +77,18 @@ def test_blocks_share_one_pool() -> None:
 
 
 @pytest.mark.parametrize(
-    ("block_size", "pruned"), [(None, 75), (16, 64), (32, 64), (100, 0), (25, 75)]
+    ("end", "block_size", "pruned"),
+    [
+        (103, None, 75),
+        (112, 16, 64),  # 75 of 100
+        (103, 16, 64),  # the last 7 stay, and 69 of 93 would go
+        (127, 32, 32),  # 51 of 69
+        (125, 25, 75),
+        (105, 128, 0),
+    ],
 )
-def test_only_whole_blocks_are_pruned_with_prefix_caching(block_size, pruned) -> None:
-    assert pruned_tokens(100, 0.25, block_size) == pruned
+def test_only_whole_blocks_are_pruned_with_prefix_caching(end, block_size, pruned) -> None:
+    assert pruned_tokens(100, end, 0.25, block_size) == pruned
 
 
 def test_relative_difference() -> None:

@@ -70,6 +70,7 @@ def predict(
     num_layers: int,
     prompt_tokens: int,
     video_tokens: int,
+    video_end: int,
     max_requests: int,
 ) -> Prediction:
     """Predict an arm from the arithmetic of pruning, without asking the plugin.
@@ -79,7 +80,8 @@ def predict(
         facts: Only the block size, page bytes and pool size count.
         num_layers: L.
         prompt_tokens: Of one request before any pruning.
-        video_tokens: Among them.
+        video_tokens: Among them, of its one video.
+        video_end: Tokens of the prompt up to the end of the video.
         max_requests: The smaller of the request count and ``max_num_seqs``.
     """
     size = facts.block_size
@@ -90,17 +92,26 @@ def predict(
         per_group = layers_per_group(num_layers, arm.prune_layer)
         lower = _ceil_div(arm.prune_layer, per_group)
         upper = _ceil_div(num_layers - arm.prune_layer, per_group)
-        compact -= pruned_tokens(video_tokens, arm.retention_ratio, _whole(facts))
+        compact -= pruned_tokens(video_tokens, video_end, arm.retention_ratio, _whole(facts))
     blocks = lower * _ceil_div(full, size) + upper * _ceil_div(compact, size)
     block_bytes = per_group * facts.page_bytes
     usable = facts.kv_bytes // block_bytes - 1
     return Prediction(blocks, blocks * block_bytes, min(max_requests, usable // blocks))
 
 
-def pruned_tokens(video_tokens: int, retention_ratio: float, block_size: int | None) -> int:
-    """Tokens that the upper layers lose of one video, in whole blocks where there is a size."""
-    pruned = video_tokens - num_kept(video_tokens, retention_ratio)
-    return pruned if block_size is None else pruned - pruned % block_size
+def pruned_tokens(
+    video_tokens: int, video_end: int, retention_ratio: float, block_size: int | None
+) -> int:
+    """Tokens that the upper layers lose of one video.
+
+    Where there is a block size, the tokens in the block in which the video ends all stay, and whole
+    blocks of the others go.
+    """
+    if block_size is None:
+        return video_tokens - num_kept(video_tokens, retention_ratio)
+    eligible = max(0, video_tokens - video_end % block_size)
+    pruned = eligible - num_kept(eligible, retention_ratio) if eligible else 0
+    return pruned - pruned % block_size
 
 
 def relative_difference(measured: float, predicted: float) -> float:

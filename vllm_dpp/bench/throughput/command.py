@@ -141,6 +141,7 @@ def results_of(
             num_layers=num_layers,
             prompt_tokens=max(stock[0].prompt_tokens),
             video_tokens=round(fmean(stock[0].video_tokens)),
+            video_end=stock[0].video_ends[0],
             max_requests=min(count, max_num_seqs),
         )
         measured = report.metrics(mine, facts, sent)

@@ -10,6 +10,7 @@ from vllm_dpp.bench.throughput.workload import Workload
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
+    from vllm.multimodal.inputs import PlaceholderRange
     from vllm.v1.engine.llm_engine import LLMEngine
 
     from vllm_dpp.bench.throughput.selection_timer import SelectionTimer
@@ -27,6 +28,7 @@ class Round:
         step_seconds: Wall time of each call of ``LLMEngine.step``, in order.
         prompt_tokens: [num_requests] prompt tokens that enter the decoder.
         video_tokens: [num_requests] video tokens among them.
+        video_ends: [num_requests] prompt tokens up to the end of the last video.
         outputs: [num_requests][output_tokens] token ids.
         ttft: [num_requests] seconds from the first step to the first token.
         peak_running: Most requests in vLLM's running queue.
@@ -45,6 +47,7 @@ class Round:
     step_seconds: list[float] = field(default_factory=list)
     prompt_tokens: list[int] = field(default_factory=list)
     video_tokens: list[int] = field(default_factory=list)
+    video_ends: list[int] = field(default_factory=list)
     outputs: list[list[int]] = field(default_factory=list)
     ttft: list[float] = field(default_factory=list)
     peak_running: int = 0
@@ -79,7 +82,7 @@ class ScheduleRecorder:
         self.steps = self.peak_running = self.peak_prefilled = self.preemptions = 0
         self.saturated: list[int] = []
         self.blocks: dict[str, tuple[int, ...]] = {}
-        self.video_tokens: dict[str, int] = {}
+        self.videos: dict[str, list[PlaceholderRange]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         output = self._schedule(*args, **kwargs)
@@ -104,9 +107,9 @@ class ScheduleRecorder:
             return
         blocks = self.scheduler.kv_cache_manager.get_block_ids(request_id)
         self.blocks[request_id] = tuple(map(len, blocks))
-        self.video_tokens[request_id] = sum(
-            f.mm_position.length for f in request.mm_features if f.modality == "video"
-        )
+        self.videos[request_id] = [
+            feature.mm_position for feature in request.mm_features if feature.modality == "video"
+        ]
 
 
 def _is_prefilled(request: Any) -> bool:
@@ -207,4 +210,6 @@ class Driver:
             done.saturated_running = sum(recorder.saturated) / len(recorder.saturated)
         groups = zip(*recorder.blocks.values(), strict=True)
         done.group_blocks = [sum(counts) / len(counts) for counts in groups]
-        done.video_tokens = list(recorder.video_tokens.values())
+        for videos in recorder.videos.values():
+            done.video_tokens.append(sum(video.length for video in videos))
+            done.video_ends.append(max(video.offset + video.length for video in videos))
