@@ -20,6 +20,7 @@ from vllm_dpp.bench.chat.server import (
     summed,
     wait_until_ready,
 )
+from vllm_dpp.bench.chat.streams import PROMPT_ROOM, arrive
 
 EXPOSITION = """# HELP vllm:num_requests_running Requests.
 vllm:num_requests_running{engine="0",model_name="m"} 2.0
@@ -82,6 +83,11 @@ def test_hanging_up(server: Server) -> None:
 def test_a_refusal(server: Server) -> None:
     reply = ask(server, [user("?")], max_tokens=0)
     assert reply.status == 400 and "none" in reply.error
+
+
+def test_streams_that_are_refused(server: Server) -> None:
+    with pytest.raises(OSError, match="a stream ended early: 400"):
+        arrive(server, "", num_streams=2, question="?", max_model_len=PROMPT_ROOM)
 
 
 def test_metrics() -> None:

@@ -1,7 +1,6 @@
 """The benchmark itself: its arguments, and one small run with two real servers."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -34,7 +33,6 @@ SMALL = (
 )
 
 
-@pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="two servers: set LONG_TESTS=1")
 @pytest.mark.slow
 @pytest.mark.e2e
 def test_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -207,6 +207,7 @@ def arrive_everywhere(
                 url,
                 num_streams=options.streams,
                 question=OTHER_QUESTIONS[0],
+                max_model_len=options.max_model_len,
                 salt=salt if arm.has_prefix_caching else None,
             )
             progress.update()

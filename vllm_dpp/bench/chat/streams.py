@@ -11,7 +11,7 @@ from vllm_dpp.bench.chat.talk import checked
 
 WARM_TOKENS = 8
 VIDEO_TOKENS = 4
-MAX_TOKENS = 4096
+PROMPT_ROOM = 128
 TIMEOUT_S = 300.0
 PROMPTS = (
     "Tell me a long story about a disc.",
@@ -42,7 +42,13 @@ class Arrival:
 
 
 def arrive(
-    server: Server, url: str, *, num_streams: int, question: str, salt: str | None = None
+    server: Server,
+    url: str,
+    *,
+    num_streams: int,
+    question: str,
+    max_model_len: int,
+    salt: str | None = None,
 ) -> Arrival:
     """Let ``num_streams`` decode, send a video, and hang up when it has been answered.
 
@@ -51,6 +57,7 @@ def arrive(
         url: Of the video.
         num_streams: Streams of text.
         question: About the video.
+        max_model_len: The server's; no stream must come to its end before the video is answered.
         salt: Keeps the prefix cache apart, so that a video whose encoding is cached is read anew.
 
     Raises:
@@ -66,8 +73,8 @@ def arrive(
             return not over.is_set()
 
         prompt = [user(f"{index}: {PROMPTS[index % len(PROMPTS)]}")]
-        reply = ask(server, prompt, max_tokens=MAX_TOKENS, watch=watch)
-        if len(reply.times) < WARM_TOKENS or reply.is_whole:
+        reply = ask(server, prompt, max_tokens=max_model_len - PROMPT_ROOM, watch=watch)
+        if reply.is_whole or len(reply.times) < WARM_TOKENS:
             warm.abort()
             raise OSError(f"{server.name}: a stream ended early: {reply.status} {reply.error}")
         return reply
@@ -79,6 +86,9 @@ def arrive(
             extra = {"cache_salt": salt} if salt else {}
             messages = [user(question, video(url))]
             reply = ask(server, messages, max_tokens=VIDEO_TOKENS, extra=extra)
+        except threading.BrokenBarrierError:
+            ended = [error for future in running if (error := future.exception())]
+            raise next((e for e in ended if isinstance(e, OSError)), ended[0]) from None
         finally:
             over.set()
         streams = [future.result() for future in running]
