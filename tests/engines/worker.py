@@ -189,6 +189,10 @@ class EngineWorker:
         chosen = list(dict.fromkeys(block.block_hash for block in blocks))[index]
         manager.evict_blocks({b.block_id for b in blocks if b.block_hash == chosen})
 
+    def forget_encoder_outputs(self) -> None:
+        """Let every image and video be encoded anew."""
+        self.llm.llm_engine.engine_core.reset_encoder_cache()
+
     def force_kept(self, kept: list[list[int]] | None) -> None:
         """Let the next videos keep these indices, in order, whatever the selection says."""
         import torch

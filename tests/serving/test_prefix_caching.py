@@ -175,3 +175,31 @@ def test_records_say_what_came_from_the_cache(
     assert entry["keep"] == keep[0]
     (entry,) = host.call("record", str(tmp_path), "second")
     assert entry["from_cache"] and "keep" not in entry
+
+
+def test_a_video_from_the_cache_can_be_read_after_a_preemption(
+    host: EngineHost, judge: Judge, tiny_checkpoint: Path
+) -> None:
+    """Blocks and encoding are gone when the request comes back: its pixels must not be."""
+    host.load(tiny_checkpoint, DPP, num_gpu_blocks_override=52, max_model_len=512, **ENGINE)
+    ask = Asker(host, judge, DPP)
+    ask("turn 1")
+    host.call("forget_encoder_outputs")
+    texts = [
+        Arrival(f"text {i}", judge.engine_prompts["text"], max_tokens=130, logprobs=False)
+        for i in range(3)
+    ]
+    again = Arrival(
+        "again",
+        judge.engine_prompts["turn 1"],
+        max_tokens=40,
+        extra_args={"dpp_retention_ratio": 0.25},
+        step=30,
+    )
+    traffic = host.run([*texts, again])
+    assert traffic.preemptions
+    assert traffic.answers["again"].num_cached_tokens > judge.prompts["turn 1"].videos[0].end
+    keep = judge.keep("turn 1", 0.25, PRUNE_LAYER, ask.settings, BLOCK_SIZE)
+    difference = judge.difference(traffic.answers["again"], "turn 1", PRUNE_LAYER, keep)
+    assert difference <= TOLERANCE
+    assert (traffic.blocks_held, traffic.plans_left) == (0, 0)
