@@ -146,7 +146,7 @@ def server_flags(args: argparse.Namespace) -> list[str]:
         "longest_edge": args.frame_tokens * PIXELS_PER_TOKEN,
     }
     flags = ["--served-model-name", SERVED_NAME, "--host", "127.0.0.1", "--port", f"{args.port}"]
-    flags += ["--max-model-len", f"{tokens}", "--max-num-batched-tokens", f"{tokens}"]
+    flags += ["--max-model-len", f"{tokens}"]
     flags += ["--media-io-kwargs", json.dumps({"video": {"video_backend": "opencv"}})]
     flags += ["--mm-processor-kwargs", json.dumps({"videos_kwargs": {"size": size}})]
     flags += ["--allowed-local-media-path", hf_home(), "--trust-request-mm-kwargs"]

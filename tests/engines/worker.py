@@ -160,12 +160,12 @@ class EngineWorker:
         return self.model.pruning.buffer.num_taken
 
     def profiled_workspace(self) -> int:
-        """Bytes that a run without attention, as in vLLM's memory profile, holds for selections."""
+        """Bytes that vLLM's memory profile holds for selections."""
         selector, seen = self.model.language_model.model.selector, []
         inner = selector.bytes_at_once
         selector.bytes_at_once = lambda *args: seen.append(inner(*args)) or seen[-1]
         executor = self.llm.llm_engine.engine_core.engine_core.model_executor
-        executor.driver_worker.worker.model_runner._dummy_run(16)
+        executor.driver_worker.worker.model_runner.profile_run()
         selector.bytes_at_once = inner
         return seen[0]
 

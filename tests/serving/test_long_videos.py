@@ -76,9 +76,8 @@ def test_videos_of_any_length_are_exact(
     for chats in (["long question"], [*LONG, *CHATS]):
         check(host.run(arrivals(judge, *chats)), judge, DPP, *chats)
         assert host.call("rows_taken") == 0, "no row of the buffer is left behind"
-    if host.runner == "v1":  # the other one's profile builds attention metadata here
-        features = 1024 * 256 * 4  # of a video as long as the model's longest prompt
-        assert features < host.call("profiled_workspace") < 100 * features
+    features = 1024 * 256 * 4  # of a video as long as the model's longest prompt
+    assert features < host.call("profiled_workspace") < 100 * features
 
 
 def test_a_video_waits_for_room_without_stopping_anybody(

@@ -34,7 +34,7 @@ class PruningConfig:
         num_segments: number of segments for "count" and "scene", at least 1; a video of fewer
             slices gets one segment per slice.
         relevance: "question" weighs each token by the attention that the question pays to it;
-            "none" selects by diversity alone.
+            "none" selects by diversity alone, so that a server can decide at the video's end.
         relevance_sign: "positive" prefers tokens of high attention; "negative", which is
             CDPruner's own, those of low attention.
         relevance_floor: lower end of the softened relevance, in [0, 1]: 0 uses the min-max
