@@ -11,7 +11,7 @@ from vllm_dpp.bench.chat.talk import checked
 
 WARM_TOKENS = 8
 VIDEO_TOKENS = 4
-PROMPT_ROOM = 128
+PROMPT_ROOM = 128  # tokens of a stream's prompt at most
 TIMEOUT_S = 300.0
 PROMPTS = (
     "Tell me a long story about a disc.",
