@@ -14,6 +14,7 @@ from tests.engines.host import EngineHost
 from tests.engines.judge import TOLERANCE, Judge
 from tests.engines.traffic import Arrival
 from tests.reference.chats import CHATS
+from vllm_dpp.pruning.rules import RULES
 from vllm_dpp.serving.settings import ServingSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
@@ -106,6 +107,48 @@ def test_every_answer_equals_the_reference(
         kept = kept_by_engine(host, alone, chat, 0.25, judge)
         assert agree(kept, keep, may_be_cached=block_size is not None), chat
         assert (single.blocks_held, single.plans_left) == (0, 0)
+
+
+def test_rules_in_one_batch(
+    host: EngineHost, judge: Judge, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Every request has its own rule; with prefix caching, none finds another's."""
+    host.load(
+        tiny_checkpoint,
+        {"prune_layer": 2, "record_dir": str(tmp_path)},
+        enable_prefix_caching=True,
+    )
+    settings = {
+        f"{rule}-{floor}": ServingSettings(rule=rule, relevance_floor=floor)
+        for rule, floor in (*((rule, 0.1) for rule in RULES), ("dpp", 0.9))
+    }
+    for name in ("together", "and again"):
+        arrivals = [
+            Arrival(
+                f"{name}-{key}",
+                judge.engine_prompts["two videos"],
+                extra_args={
+                    "dpp_retention_ratio": 0.5,
+                    "dpp_record": 1,
+                    "dpp_rule": one.rule,
+                    "dpp_relevance_floor": one.relevance_floor,
+                },
+            )
+            for key, one in settings.items()
+        ]
+        traffic = host.run(arrivals)
+        for key, one in settings.items():
+            keep = judge.keep("two videos", 0.5, 2, one, BLOCK_SIZE)
+            answer = traffic.answers[f"{name}-{key}"]
+            assert judge.difference(answer, "two videos", 2, keep) <= TOLERANCE, key
+            kept = host.call("kept", str(tmp_path), f"{name}-{key}")
+            videos = judge.prompts["two videos"].videos
+            found = [kept[v.start] for v in videos]
+            assert found == ([None, None] if name == "and again" else keep), key
+    different = {
+        str(judge.keep("two videos", 0.5, 2, one, BLOCK_SIZE)) for one in settings.values()
+    }
+    assert len(different) == len(settings), "no two chose alike"
 
 
 def agree(kept: list[list[int] | None], keep: list[list[int]], *, may_be_cached: bool) -> bool:
