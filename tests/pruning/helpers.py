@@ -19,11 +19,18 @@ ALL_CONFIGS = [
     for segment_by in ("slices", "count", "scene", "one")
     for budget in ("length", "relevance", "spectrum")
     for sign in ("positive", "negative")
+] + [
+    PruningConfig(
+        rule="change", segment_by=segment_by, budget=budget, slices_per_segment=3, num_segments=3
+    )
+    for segment_by in ("slices", "count", "scene", "one")
+    for budget in ("length", "relevance", "spectrum")
 ]
 
 
 def config_id(config: PruningConfig) -> str:
-    return f"{config.segment_by}-{config.budget}-{config.relevance_sign}"
+    name = f"{config.segment_by}-{config.budget}-{config.relevance_sign}"
+    return name if config.rule == "dpp" else f"{config.rule}-{name}"
 
 
 def random_video(

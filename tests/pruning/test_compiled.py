@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from vllm_dpp.pruning import compiled
-from vllm_dpp.pruning.greedy_map import greedy_map
-from vllm_dpp.pruning.kernel import conditioned_kernel
+from vllm_dpp.pruning.dpp import compiled
+from vllm_dpp.pruning.dpp.greedy_map import greedy_map
+from vllm_dpp.pruning.dpp.kernel import conditioned_kernel
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,7 +58,7 @@ def test_threads_may_use_every_cpu_though_their_creator_may_not(problem):
     """OpenMP binds each of its threads, the main one too, to a single CPU."""
     script = (
         "import os, torch\n"
-        "from vllm_dpp.pruning import compiled\n"
+        "from vllm_dpp.pruning.dpp import compiled\n"
         "torch.set_num_threads(2); torch.rand(400, 400) @ torch.rand(400, 400)\n"
         "everywhere = os.sched_getaffinity(0)\n"
         "os.sched_setaffinity(0, {min(everywhere)})\n"
@@ -74,7 +74,7 @@ def test_without_numba_pytorch_does_it():
         "logging.basicConfig(stream=sys.stdout, format='%(levelname)s %(name)s %(message)s')\n"
         "import torch\n"
         "from vllm_dpp.pruning import PruningConfig, VideoTokens, keep_indices\n"
-        "from vllm_dpp.pruning.select import fastest_backend\n"
+        "from vllm_dpp.pruning.dpp.select import fastest_backend\n"
         "print(fastest_backend(torch.device('cpu')))\n"
         "video = VideoTokens(torch.eye(4), None, 2, 2)\n"
         "print(keep_indices([video], PruningConfig())[0].tolist())\n"
@@ -83,7 +83,7 @@ def test_without_numba_pytorch_does_it():
     )
     warning, *lines = run(script)
     assert warning.startswith(
-        "WARNING vllm_dpp.pruning.compiled the compiled loop of the pruner is switched off"
+        "WARNING vllm_dpp.pruning.dpp.compiled the compiled loop of the pruner is switched off"
     )
     assert "import of numba halted" in warning and warning.endswith("install numba.")
     assert lines == [
@@ -101,7 +101,7 @@ def test_without_a_folder_for_machine_code_pytorch_does_it():
         "import torch\n"
         "from numba.core.caching import CacheImpl\n"
         "CacheImpl._locator_classes = []\n"
-        "from vllm_dpp.pruning.select import fastest_backend\n"
+        "from vllm_dpp.pruning.dpp.select import fastest_backend\n"
         "print({fastest_backend(torch.device('cpu')) for _ in range(3)})\n"
     )
     warning, backends = run(script)
@@ -113,7 +113,7 @@ def test_without_a_folder_for_machine_code_pytorch_does_it():
 
 def test_a_gpu_is_told_nothing_about_the_cpu(caplog, monkeypatch):
     compiled._compiled_loop.cache_clear()
-    monkeypatch.setitem(sys.modules, "vllm_dpp.pruning.compiled_loop", None)
+    monkeypatch.setitem(sys.modules, "vllm_dpp.pruning.dpp.compiled_loop", None)
     try:
         assert not compiled.is_available(torch.device("meta")) and not caplog.messages
         for _ in range(2):
@@ -133,7 +133,7 @@ def test_loaded_numba_does_not_keep_the_cpu_worker_of_vllm_from_starting():
         "    except AttributeError as error: return '_lib_fn_wrapper' in str(error)\n"
         "    return 'passed'\n"
         "print(scan())\n"
-        "from vllm_dpp.pruning import compiled\n"
+        "from vllm_dpp.pruning.dpp import compiled\n"
         "assert compiled.is_available(torch.device('cpu'))\n"
         "print(scan())\n"
         "print(numba.njit(lambda x: x + 1)(2))\n"

@@ -86,7 +86,7 @@ def test_from_mapping_names_unknown_keys_and_lists_valid_ones():
         WiderConfig.from_mapping({"retention_rate": 0.5, "zzz": 1, 7: 2})
     message = str(caught.value)
     assert "'retention_rate' (did you mean 'retention_ratio'?)" in message
-    assert "'zzz', 7; valid keys: retention_ratio, segment_by," in message
+    assert "'zzz', 7; valid keys: retention_ratio, rule," in message
     assert message.endswith("max_kernel_bytes, layer")
 
 

@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_dpp.pruning import naive_greedy_map
-from vllm_dpp.pruning.fused import greedy_map_fused, is_available
-from vllm_dpp.pruning.greedy_map import Selection, greedy_map
-from vllm_dpp.pruning.kernel import conditioned_kernel
+from vllm_dpp.pruning.dpp.fused import greedy_map_fused, is_available
+from vllm_dpp.pruning.dpp.greedy_map import Selection, greedy_map
+from vllm_dpp.pruning.dpp.kernel import conditioned_kernel
 
 from .helpers import reference_kernel
 from .test_greedy_map import DTYPES, KINDS, check_segment, make_features
@@ -33,7 +33,7 @@ pytest.importorskip("triton")
 # Answers calls of `greedy_map_fused`, pickled on its standard input, until that ends.
 SERVE = """
 import pickle, sys, torch
-from vllm_dpp.pruning.fused import greedy_map_fused
+from vllm_dpp.pruning.dpp.fused import greedy_map_fused
 torch.set_num_threads(1)
 while sys.stdin.buffer.peek(1):
     inputs, sizes = pickle.load(sys.stdin.buffer)
@@ -270,7 +270,7 @@ def test_the_module_needs_no_triton():
     script = (
         "import sys; sys.modules['triton'] = None\n"
         "import torch\n"
-        "from vllm_dpp.pruning.fused import is_available\n"
+        "from vllm_dpp.pruning.dpp.fused import is_available\n"
         "print(is_available(torch.device('cpu')))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
@@ -285,7 +285,7 @@ os.environ.pop("TRITON_INTERPRET", None)
 import json, torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from vllm_dpp.pruning.fused import greedy_map_fused
+from vllm_dpp.pruning.dpp.fused import greedy_map_fused
 
 target = GPUTarget("cuda", int(sys.argv[1]), 32)
 triton.runtime.driver.set_active(types.SimpleNamespace(

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_dpp.pruning import naive_greedy_map
-from vllm_dpp.pruning.compiled import greedy_map_compiled
-from vllm_dpp.pruning.greedy_map import greedy_map
-from vllm_dpp.pruning.kernel import conditioned_kernel, segment_kernels
+from vllm_dpp.pruning.dpp.compiled import greedy_map_compiled
+from vllm_dpp.pruning.dpp.greedy_map import greedy_map
+from vllm_dpp.pruning.dpp.kernel import conditioned_kernel, segment_kernels
 from vllm_dpp.pruning.segments import Segments, padded_batches
 
 from .helpers import NEAR_TIE, gains_along, log_det, reference_kernel

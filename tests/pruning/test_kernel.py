@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from vllm_dpp.pruning import kernel as kernel_module
-from vllm_dpp.pruning.kernel import conditioned_kernel, segment_kernels, similarity, unit_rows
+from vllm_dpp.pruning import rows as rows_module
+from vllm_dpp.pruning.dpp.kernel import conditioned_kernel, segment_kernels, similarity
+from vllm_dpp.pruning.rows import unit_rows
 
 from .helpers import reference_kernel
 
@@ -44,7 +45,7 @@ def test_features_are_cast_in_parts_that_a_bound_allows(n, bound, monkeypatch):
     features = torch.randn(5, n, 40, generator=generator).bfloat16()
     relevance = torch.rand(5, n, generator=generator)
     whole = conditioned_kernel(features, relevance)
-    monkeypatch.setattr(kernel_module, "_MAX_CAST_BYTES", bound)
+    monkeypatch.setattr(rows_module, "_MAX_CAST_BYTES", bound)
     sizes = []
 
     def read(part, places):

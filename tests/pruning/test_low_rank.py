@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vllm_dpp.pruning import PruningConfig, VideoTokens, keep_indices, project
-from vllm_dpp.pruning.kernel import similarity
+from vllm_dpp.pruning.dpp.kernel import similarity
 
 from .helpers import ALL_CONFIGS, config_id, log_det, random_video, reference_kernel
 

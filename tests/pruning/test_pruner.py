@@ -8,10 +8,10 @@ from vllm_dpp.pruning import (
     PruningConfig,
     VideoTokens,
     keep_indices,
-    low_rank,
     naive_keep_indices,
 )
-from vllm_dpp.pruning.select import warm_up
+from vllm_dpp.pruning.dpp import low_rank
+from vllm_dpp.pruning.dpp.select import warm_up
 
 from .helpers import ALL_CONFIGS, config_id, random_video
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vllm_dpp.pruning import Segments, keep_indices, naive_keep_indices
-from vllm_dpp.pruning.select import SegmentedTokens, select, warm_up
+from vllm_dpp.pruning.dpp.select import SegmentedTokens, select, warm_up
 
 from .helpers import ALL_CONFIGS, config_id, random_video
 
@@ -22,10 +22,10 @@ import torch
 from tests.pruning.helpers import ALL_CONFIGS, random_video
 from tests.pruning.memory import peak_bytes
 from vllm_dpp.pruning import PruningConfig, keep_indices, naive_keep_indices
-from vllm_dpp.pruning import select
-from vllm_dpp.pruning.fused import fused_bytes
-from vllm_dpp.pruning.pruner import segmented
-from vllm_dpp.pruning.select import warm_up
+from vllm_dpp.pruning.dpp import select
+from vllm_dpp.pruning.dpp.fused import fused_bytes
+from vllm_dpp.pruning.rules.dpp import relevance_of, segmented
+from vllm_dpp.pruning.dpp.select import warm_up
 
 videos = [
     random_video(0),
@@ -46,7 +46,8 @@ for config in configs:
     assert got == naive_keep_indices(videos, config), config
     # The interpreter keeps what it was given, so no more than the selection can be measured.
     for settings in (config, small):
-        problem, at_once = segmented(videos[1], settings), settings.max_kernel_bytes
+        problem = segmented(videos[1], relevance_of(videos[1], settings), settings)
+        at_once = settings.max_kernel_bytes
         sizes = 63, len(problem.segments), problem.segments.longest, problem.max_budget, at_once
         peak = peak_bytes(lambda: select.select([problem], at_once, "fused"))
         assert fused_bytes(*sizes) / 2 <= peak <= fused_bytes(*sizes), (peak, sizes)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_dpp.pruning import PruningConfig, VideoTokens, keep_indices, naive_keep_indices
-from vllm_dpp.pruning.pruner import _segments
+from vllm_dpp.pruning.rules.dpp import _segments
 
 from .helpers import ALL_CONFIGS, config_id, random_video
 

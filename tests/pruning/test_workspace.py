@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vllm_dpp.pruning import PruningConfig, VideoTokens, keep_indices, kernel, workspace_bytes
+from vllm_dpp.pruning import PruningConfig, VideoTokens, keep_indices, rows, workspace_bytes
 
 from .helpers import random_video
 from .memory import peak_bytes
@@ -65,7 +65,7 @@ def test_the_bound_holds_and_is_near(config, shape, dtype):
 @pytest.mark.parametrize("config", CONFIGS, ids=describe)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_the_bound_holds_where_features_are_cast_in_small_parts(config, dtype, monkeypatch):
-    monkeypatch.setattr(kernel, "_MAX_CAST_BYTES", 100_000)
+    monkeypatch.setattr(rows, "_MAX_CAST_BYTES", 100_000)
     for backend in ("torch", "compiled"):
         for shape in SHAPES:
             video = random_video(0, dtype=dtype, **shape)
@@ -82,7 +82,7 @@ def test_the_bound_counts_rows_that_the_allocator_does_not_see():
 @pytest.mark.parametrize("segment_by", ["slices", "scene", "one"])
 @pytest.mark.parametrize("backend", ["torch", "compiled"])
 def test_a_video_is_not_held_in_float32(segment_by, backend, monkeypatch):
-    monkeypatch.setattr(kernel, "_MAX_CAST_BYTES", 1 << 20)
+    monkeypatch.setattr(rows, "_MAX_CAST_BYTES", 1 << 20)
     shape = {"num_slices": 8, "tokens_per_slice": 64, "dim": 8192, "num_kept": 50}
     video = random_video(0, dtype=torch.bfloat16, **shape)
     config = PruningConfig(segment_by=segment_by, slices_per_segment=2, budget="relevance")
@@ -129,7 +129,7 @@ def test_the_peak_is_that_of_the_allocator():
 
 
 def test_tokens_are_those_of_features_cast_first(monkeypatch):
-    monkeypatch.setattr(kernel, "_MAX_CAST_BYTES", 40_000)
+    monkeypatch.setattr(rows, "_MAX_CAST_BYTES", 40_000)
     for config in CONFIGS:
         for backend in ("torch", "compiled"):
             video = random_video(2, dtype=torch.float16, **SHAPES[1])

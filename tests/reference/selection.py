@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from vllm_dpp.pruning import PruningConfig, VideoTokens, naive_keep_indices
+from vllm_dpp.pruning import PruningConfig, VideoTokens, keep_indices, naive_keep_indices
 
 Select = Callable[[Tensor, Tensor | None, int, int, int], Sequence[int]]
 """(features [N, hidden], raw relevance [N] or None, num_kept, num_slices, num_tail) to ascending
@@ -12,7 +12,10 @@ indices below N; the tail follows the N tokens and is kept in any case."""
 
 
 def naive_selection(settings: PruningConfig | None = None) -> Select:
-    """The selection of the project in float64, by definition and not by its fast path."""
+    """The selection of the project in float64, by definition and not by its fast path.
+
+    The rules that are there for comparison have no other.
+    """
     config = PruningConfig() if settings is None else settings
 
     def select(
@@ -24,6 +27,8 @@ def naive_selection(settings: PruningConfig | None = None) -> Select:
     ) -> Sequence[int]:
         relevance = None if raw_relevance is None else raw_relevance.double()
         video = VideoTokens(features.double(), relevance, num_kept, num_slices, num_tail)
-        return naive_keep_indices([video], config)[0]
+        if config.rule in ("dpp", "change"):
+            return naive_keep_indices([video], config)[0]
+        return [int(index) for index in keep_indices([video], config)[0]]
 
     return select

@@ -130,6 +130,7 @@ REFUSED_BODIES = {
     "ratio": (chat(vllm_xargs={"dpp_retention_ratio": 7}), r"\(0, 1\], .*got 7"),
     "low ratio": (chat(vllm_xargs={"dpp_retention_ratio": 0.05}), "--min-retention-ratio"),
     "record": (chat(vllm_xargs={"dpp_record": 1}), "--record-dir"),
+    "rule": (chat(vllm_xargs={"dpp_rule": "best"}), "dpp_rule: rule must be one of .*'best'"),
     "unknown": (chat(vllm_xargs={"dpp_nonsense": 1}), "'dpp_nonsense'; known: dpp_retention_ratio"),
     "logprobs": (chat(prompt_logprobs=0), "prompt_logprobs .* dpp_retention_ratio=1"),
     "echo": (chat(echo=True), "echo"),

@@ -13,12 +13,14 @@ import pytest
 from tests.engines.host import EngineHost
 from tests.engines.judge import TOLERANCE, Judge
 from tests.engines.traffic import Arrival
-from tests.reference.chats import CHATS
+from tests.reference.chats import CHATS, text, user, video
+from vllm_dpp.pruning.rules import RULES
 from vllm_dpp.serving.settings import ServingSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
 BLOCK_SIZE = 32
+MOVIE, CLIP = video(5, 32, 112, 112), video(6, 12, 84, 112)  # 256 and 72 tokens
 RATIOS = (1.0, 0.5, 0.25, 0.1)
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "K0-one-segment": ({"prune_layer": 0, "segment_by": "one"}, {}),
@@ -106,6 +108,49 @@ def test_every_answer_equals_the_reference(
         kept = kept_by_engine(host, alone, chat, 0.25, judge)
         assert agree(kept, keep, may_be_cached=block_size is not None), chat
         assert (single.blocks_held, single.plans_left) == (0, 0)
+
+
+def test_rules_in_one_batch(
+    host: EngineHost, judge: Judge, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Every request has its own rule; with prefix caching, none finds another's."""
+    host.load(
+        tiny_checkpoint,
+        {"prune_layer": 2, "record_dir": str(tmp_path)},
+        enable_prefix_caching=True,
+    )
+    judge.add("movie and clip", [user(MOVIE, CLIP, text("Which?"))])
+    settings = {
+        f"{rule}-{round(10 * floor)}": ServingSettings(rule=rule, relevance_floor=floor)
+        for rule, floor in (*((rule, 0.1) for rule in RULES), ("dpp", 0.9))
+    }
+    for name in ("together", "again"):
+        arrivals = [
+            Arrival(
+                f"{name}-{key}",
+                judge.engine_prompts["movie and clip"],
+                extra_args={
+                    "dpp_retention_ratio": 0.5,
+                    "dpp_record": 1,
+                    "dpp_rule": one.rule,
+                    "dpp_relevance_floor": one.relevance_floor,
+                },
+            )
+            for key, one in settings.items()
+        ]
+        traffic = host.run(arrivals)
+        for key, one in settings.items():
+            keep = judge.keep("movie and clip", 0.5, 2, one, BLOCK_SIZE)
+            answer = traffic.answers[f"{name}-{key}"]
+            assert judge.difference(answer, "movie and clip", 2, keep) <= TOLERANCE, key
+            kept = host.call("kept", str(tmp_path), f"{name}-{key}")
+            movie = judge.prompts["movie and clip"].videos[0]
+            found = kept[movie.start]  # the clip is too short to lose a block
+            assert found == (None if name == "again" else keep[0]), key
+    different = {
+        str(judge.keep("movie and clip", 0.5, 2, one, BLOCK_SIZE)) for one in settings.values()
+    }
+    assert len(different) == len(settings), "no two chose alike"
 
 
 def agree(kept: list[list[int] | None], keep: list[list[int]], *, may_be_cached: bool) -> bool:

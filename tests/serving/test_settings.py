@@ -1,5 +1,7 @@
 """Settings and request arguments: what is accepted, and what each error says."""
 
+from dataclasses import replace
+
 import pytest
 
 from vllm_dpp.serving.request_plan import RequestOptions
@@ -43,10 +45,44 @@ def test_bad_settings_name_the_setting(section, message):
 def test_request_arguments():
     assert RequestOptions.from_extra_args(None) == RequestOptions()
     assert RequestOptions.from_extra_args({"other": 1}) == RequestOptions()
-    absent = {"dpp_retention_ratio": None, "dpp_record": None}  # as Arrow writes missing keys
+    absent = {
+        "dpp_retention_ratio": None,
+        "dpp_record": None,
+        "dpp_rule": None,
+    }  # as Arrow writes missing keys
     assert RequestOptions.from_extra_args(absent) == RequestOptions()
     asked = RequestOptions.from_extra_args({"dpp_retention_ratio": 1, "dpp_record": 1})
     assert asked == RequestOptions(retention_ratio=1.0, record=True)
+
+
+def test_a_request_chooses_for_itself():
+    server = ServingSettings(prune_layer=3, relevance_floor=0.3)
+    assert RequestOptions().settings(server) is server
+    asked = RequestOptions.from_extra_args({"dpp_rule": "uniform", "dpp_relevance_floor": 1})
+    assert asked.settings(server) == replace(server, rule="uniform", relevance_floor=1)
+
+
+@pytest.mark.parametrize(
+    ("choice", "server", "message"),
+    [
+        ({"dpp_rule": "best"}, {}, "dpp_rule: rule must be one of 'dpp', 'change', "),
+        ({"dpp_rule": 3}, {}, "dpp_rule: rule must be one of .*, got 3"),
+        ({"dpp_relevance_floor": 1.5}, {}, "dpp_relevance_floor: .* got 1.5"),
+        ({"dpp_relevance_sign": "up"}, {}, "dpp_relevance_sign: "),
+        ({"dpp_rule": "attention"}, {"relevance": "none"}, "needs relevance 'question'"),
+        ({"dpp_rule": "change"}, {"relevance": "none", "decide_every": 64}, "needs rule 'dpp'"),
+    ],
+)
+def test_bad_choices_of_a_request(choice, server, message):
+    asked = RequestOptions.from_extra_args(choice)
+    with pytest.raises(ValueError, match=message):
+        asked.settings(ServingSettings(**server))
+
+
+def test_rules_to_choose():
+    assert "attention" in ServingSettings().rules_to_choose
+    assert "attention" not in ServingSettings(relevance="none").rules_to_choose
+    assert ServingSettings(relevance="none", decide_every=64).rules_to_choose == ["dpp"]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +98,7 @@ def test_request_arguments():
             {"dpp_retention": 0.5},
             r"'dpp_retention' \(did you mean 'dpp_retention_ratio'\?\); known: dpp_retention_ratio",
         ),
-        ({"dpp_k": 9}, "'dpp_k'; known: dpp_retention_ratio, dpp_record$"),
+        ({"dpp_k": 9}, "'dpp_k' .*known: dpp_retention_ratio, dpp_record, dpp_rule, "),
         ({"dpp_record": 7}, "dpp_record must be true or false"),
     ],
 )

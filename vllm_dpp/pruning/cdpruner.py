@@ -16,9 +16,9 @@ from torch import Tensor
 
 from vllm_dpp.pruning.budget import share_by_length, share_by_weight
 from vllm_dpp.pruning.checks import is_integer, is_number, require_integer
+from vllm_dpp.pruning.dpp.select import SegmentedTokens, select, select_in_kernels
 from vllm_dpp.pruning.relevance import normalize_relevance
 from vllm_dpp.pruning.segments import Segments, to_device
-from vllm_dpp.pruning.select import SegmentedTokens, select, select_in_kernels
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """The settings of the pruner."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self, get_args
 
@@ -24,6 +24,10 @@ class PruningConfig:
 
     Args:
         retention_ratio: fraction of the video's tokens that is kept, in (0, 1].
+        rule: what chooses the tokens, one of `rules.RULES`. "dpp": diverse and relevant ones, see
+            `rules.dpp`. "change": diverse ones and what has changed at its place, without a
+            question, see `rules.change`. For comparison: "attention", those that the question looks
+            at most, which needs `relevance` "question"; "uniform"; and "random".
         segment_by: how a video is cut into segments, inside which diversity is measured.
             "slices": every `slices_per_segment` temporal slices; the last segment may be shorter.
             "count": `num_segments` segments of equal length, to within one slice.
@@ -51,6 +55,7 @@ class PruningConfig:
     """
 
     retention_ratio: float = 0.25
+    rule: str = "dpp"
     segment_by: SegmentBy = "slices"
     slices_per_segment: int = 16
     num_segments: int = 4
@@ -63,12 +68,15 @@ class PruningConfig:
 
     def __post_init__(self) -> None:
         require_ratio("retention_ratio", self.retention_ratio)
+        require_choice("rule", self.rule, _rules())
         require_choice("segment_by", self.segment_by, get_args(SegmentBy))
         require_integer("slices_per_segment", self.slices_per_segment, minimum=1)
         require_integer("num_segments", self.num_segments, minimum=1)
         require_choice("relevance", self.relevance, get_args(RelevanceSource))
         require_choice("relevance_sign", self.relevance_sign, get_args(RelevanceSign))
         require_unit_interval("relevance_floor", self.relevance_floor)
+        if self.rule == "attention" and self.relevance == "none":
+            raise ValueError("rule 'attention' needs relevance 'question', got 'none'")
         require_choice("budget", self.budget, get_args(BudgetRule))
         if self.projection_dim is not None:
             require_integer("projection_dim", self.projection_dim, minimum=1)
@@ -91,6 +99,12 @@ class PruningConfig:
         if unknown:
             raise ValueError(_unknown_keys_message(cls.__name__, unknown, names))
         return cls(**mapping)
+
+
+def _rules() -> Collection[str]:
+    from vllm_dpp.pruning.rules import RULES  # each of them knows this module
+
+    return RULES
 
 
 def _unknown_keys_message(owner: str, unknown: list[Any], names: list[str]) -> str:

@@ -5,23 +5,28 @@ off the Schur complement of the kernel on the tokens taken so far, not off Chole
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from vllm_dpp.pruning.kernel import RANK_TOLERANCE
+from vllm_dpp.pruning.dpp.kernel import RANK_TOLERANCE
 
 if TYPE_CHECKING:  # the reference must not depend on what it judges
     from vllm_dpp.pruning.config import PruningConfig
-    from vllm_dpp.pruning.pruner import VideoTokens
+    from vllm_dpp.pruning.video import VideoTokens
 
+
+Mix = Callable[[Tensor], Tensor]
+"""From S [n, n] to what takes its place in the kernel."""
 
 # Gains this close, as a fraction of the largest initial gain, are a tie: the epsilon of the unit
 # rows alone moves the gains of equally relevant tokens by about as much.
 _TIE = 1e-7
+# Remainders of shares, in tokens, that are equal: weights are sums of what float32 has rounded.
+_EQUAL_SHARES = 1e-6
 
 
 def naive_greedy_map(kernel: Tensor, k: int, relevance: Sequence[float]) -> list[int]:
@@ -59,26 +64,35 @@ def naive_greedy_map(kernel: Tensor, k: int, relevance: Sequence[float]) -> list
 
 
 def naive_keep_indices(videos: Sequence["VideoTokens"], config: "PruningConfig") -> list[list[int]]:
-    """What `keep_indices` computes, per video a list of ascending token indices."""
+    """What `keep_indices` computes, per video a list of ascending token indices.
+
+    Raises:
+        ValueError: the rule is neither "dpp" nor "change".
+    """
     return [_keep_video(video, config) for video in videos]
 
 
 def _keep_video(video: "VideoTokens", config: "PruningConfig") -> list[int]:
+    if config.rule not in ("dpp", "change"):
+        raise ValueError(f"the reference knows the rules 'dpp' and 'change', got {config.rule!r}")
     features = video.features.double()
-    relevance = _relevance(video, config)
     tokens_per_slice = (len(features) + video.num_tail) // video.num_slices
+    if config.rule == "change":
+        quality, mix = change_quality(features, tokens_per_slice).tolist(), mixed
+    else:
+        quality, mix = _relevance(video, config), plain
     segments = _segments(features, tokens_per_slice, video.num_slices, config)
     lengths = [len(segment) for segment in segments]
+    kernels = [_kernel(features[s], [quality[i] for i in s], mix) for s in segments]
     weights = [float(length) for length in lengths]
     if config.budget == "relevance":
-        weights = [math.fsum(relevance[i] for i in segment) for segment in segments]
+        weights = [math.fsum(quality[i] for i in segment) for segment in segments]
     elif config.budget == "spectrum":
-        weights = [_spectral_mass(features[s], [relevance[i] for i in s]) for s in segments]
+        weights = [_spectral_mass(kernel) for kernel in kernels]
     keep: list[int] = []
     budgets = naive_shares(video.num_kept, weights, lengths)
-    for segment, budget in zip(segments, budgets, strict=True):
-        kernel = _kernel(features[segment], [relevance[i] for i in segment])
-        chosen = naive_greedy_map(kernel, budget, [relevance[i] for i in segment])
+    for segment, kernel, budget in zip(segments, kernels, budgets, strict=True):
+        chosen = naive_greedy_map(kernel, budget, [quality[i] for i in segment])
         keep.extend(segment[i] for i in chosen)
     return sorted(keep)
 
@@ -96,7 +110,7 @@ def naive_shares(total: int, weights: Sequence[float], lengths: Sequence[int]) -
     shares = [math.floor(share) for share in exact]
     while sum(shares) < total:
         remainders = [float(share - floor) for share, floor in zip(exact, shares, strict=True)]
-        shares[_best(list(range(len(shares))), remainders)] += 1
+        shares[_best(list(range(len(shares))), remainders, _EQUAL_SHARES)] += 1
     return shares
 
 
@@ -171,14 +185,38 @@ def _cuts(
     return [t + 1 for t in by_similarity[: config.num_segments - 1]]
 
 
-def _spectral_mass(features: Tensor, relevance: list[float]) -> float:
+def change_quality(features: Tensor, tokens_per_slice: int) -> Tensor:
+    """What has changed since the slice before: [N] float64 in [0.2, 1] of [N, D] features."""
+    unit = [row / (row.norm() + 1e-8) for row in features.double()]
+    later = []
+    for token in range(tokens_per_slice, len(features)):
+        distance = 1 - float(unit[token] @ unit[token - tokens_per_slice])
+        later.append(math.sqrt(max(0.0, distance - 1e-5)))
+    first = [max(later, default=1.0)] * min(tokens_per_slice, len(features))
+    change = first + later
+    low, high = min(change), max(change)
+    quality = [0.2 + 0.8 * (value - low) / max(high - low, 0.05) for value in change]
+    return torch.tensor(quality, dtype=torch.float64)
+
+
+def _spectral_mass(kernel: Tensor) -> float:
     """The expected size of a set drawn from the DPP, from the eigenvalues of its kernel."""
-    eigenvalues = torch.linalg.eigvalsh(_kernel(features, relevance)).clamp(min=0).tolist()
+    eigenvalues = torch.linalg.eigvalsh(kernel).clamp(min=0).tolist()
     return math.fsum(value / (1 + value) for value in eigenvalues)
 
 
-def _kernel(features: Tensor, relevance: list[float]) -> Tensor:
-    """L = diag(r) S diag(r) of some tokens, [n, n] float64."""
+def plain(similarity: Tensor) -> Tensor:
+    """S for the rule "dpp"."""
+    return similarity
+
+
+def mixed(similarity: Tensor) -> Tensor:
+    """What takes its place for the rule "change"."""
+    return 0.9 * similarity + 0.1 * similarity**4
+
+
+def _kernel(features: Tensor, quality: list[float], mix: Mix = plain) -> Tensor:
+    """L = diag(q) S diag(q) of some tokens, [n, n] float64; `mix` makes something else of S."""
     unit = torch.stack([row / (row.norm() + 1e-8) for row in features])
-    diagonal = torch.diag(torch.tensor(relevance, dtype=torch.float64))
-    return diagonal @ unit @ unit.T @ diagonal
+    diagonal = torch.diag(torch.tensor(quality, dtype=torch.float64))
+    return diagonal @ mix(unit @ unit.T) @ diagonal

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vllm_dpp.pruning.checks import require_integer
 from vllm_dpp.pruning.config import PruningConfig
-from vllm_dpp.pruning.kernel import Rows, rows_of, rows_per_cast, unit_rows
+from vllm_dpp.pruning.rows import Rows, rows_of, rows_per_cast, unit_rows
 
 
 def segment_offsets(

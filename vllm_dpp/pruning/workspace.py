@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from vllm_dpp.pruning.config import PruningConfig
-from vllm_dpp.pruning.fused import fused_bytes
-from vllm_dpp.pruning.kernel import kernel_bytes, rows_per_cast
-from vllm_dpp.pruning.mass import BYTES_PER_ENTRY
-from vllm_dpp.pruning.pruner import VideoTokens, segmented
-from vllm_dpp.pruning.select import Backend, SegmentedTokens, fastest_for
+from vllm_dpp.pruning.dpp.fused import fused_bytes
+from vllm_dpp.pruning.dpp.kernel import kernel_bytes
+from vllm_dpp.pruning.dpp.mass import BYTES_PER_ENTRY
+from vllm_dpp.pruning.dpp.select import Backend, SegmentedTokens, fastest_for
+from vllm_dpp.pruning.rows import rows_per_cast
+from vllm_dpp.pruning.rules import change
+from vllm_dpp.pruning.rules.dpp import relevance_of, segmented
+from vllm_dpp.pruning.video import VideoTokens
 
 _FLOAT, _INDEX = 4, 8  # bytes of float32 and int64
 
@@ -55,6 +58,8 @@ def workspace_bytes(
     kept = _INDEX * num_kept
     if not 0 < num_kept < num_tokens:
         return kept
+    if config.rule not in ("dpp", "change"):
+        return kept + _ordered(num_tokens)
     problem = _without_values(video, config)
     per_segment = 6 * _INDEX * len(problem.segments)  # offsets, budgets, and how they are shared
     held = kept + (_FLOAT + 1) * num_tokens + per_segment  # the relevance and what is kept
@@ -65,6 +70,7 @@ def workspace_bytes(
     select = {"torch": _torch, "compiled": _compiled, "fused": _fused}[way]
     one_after_the_other = (
         _relevance(num_tokens),
+        _change(features, config),
         _scenes(video, config),
         _projection(features, config),
         _masses(problem, config, device),
@@ -81,7 +87,10 @@ def _without_values(video: VideoTokens, config: PruningConfig) -> SegmentedToken
     "spectrum".
     """
     budget = config.budget if config.budget == "length" else "relevance"
-    problem = segmented(video, replace(config, budget=budget, projection_dim=None))
+    config_of_shapes = replace(config, budget=budget, projection_dim=None)
+    quartic = change.QUARTIC if config.rule == "change" else 0.0
+    quality = relevance_of(video, config)
+    problem = segmented(video, quality, config_of_shapes, quartic=quartic)
     num_tokens, dim = video.features.shape
     to_dim = config.projection_dim
     if to_dim is None or dim <= to_dim:
@@ -93,6 +102,20 @@ def _without_values(video: VideoTokens, config: PruningConfig) -> SegmentedToken
 def _relevance(num_tokens: int) -> int:
     """Of `normalize_relevance`."""
     return 4 * _FLOAT * num_tokens
+
+
+def _change(features: Tensor, config: PruningConfig) -> int:
+    """Of `rules.change`: two casts, their product, and a few values for each token."""
+    if config.rule != "change":
+        return 0
+    num_tokens, dim = features.shape
+    cast = min(num_tokens, rows_per_cast(dim)) * dim
+    return (2 * _cast_bytes(features) + _FLOAT) * cast + 6 * _FLOAT * num_tokens
+
+
+def _ordered(num_tokens: int) -> int:
+    """Of a rule that orders tokens: the order, twice, and what sorting takes."""
+    return 6 * _INDEX * num_tokens
 
 
 def _scenes(video: VideoTokens, config: PruningConfig) -> int:
@@ -124,7 +147,7 @@ def _masses(problem: SegmentedTokens, config: PruningConfig, device: torch.devic
     n = problem.segments.longest
     count = _segments_at_once(problem, config.max_kernel_bytes * _FLOAT // BYTES_PER_ENTRY)
     wide = BYTES_PER_ENTRY * count * n**2 + 64 * (count * n + len(problem.segments))
-    return max(_padded_kernels(problem, count, device), wide)
+    return max(_padded_kernels(problem, count, device), wide) + _mixing(problem)
 
 
 def _torch(problem: SegmentedTokens, max_kernel_bytes: int, device: torch.device) -> int:
@@ -133,7 +156,7 @@ def _torch(problem: SegmentedTokens, max_kernel_bytes: int, device: torch.device
     count = _segments_at_once(problem, max_kernel_bytes)
     with_rows = _FLOAT * count * n * (n + k)
     steps = count * 80 * (n + k)
-    return max(_padded_kernels(problem, count, device), with_rows) + steps
+    return max(_padded_kernels(problem, count, device) + _mixing(problem), with_rows) + steps
 
 
 def _compiled(problem: SegmentedTokens, max_kernel_bytes: int, device: torch.device) -> int:
@@ -148,7 +171,12 @@ def _compiled(problem: SegmentedTokens, max_kernel_bytes: int, device: torch.dev
     threads = min(torch.get_num_threads(), len(problem.segments))
     with_rows = _FLOAT * n * (count * n + threads * k)
     steps = count * 48 * n + num_tokens + len(problem.segments) * 16 * k
-    return max(kernels, with_rows) + steps
+    return max(kernels + _mixing(problem), with_rows) + steps
+
+
+def _mixing(problem: SegmentedTokens) -> int:
+    """Of S⁴ in `segment_kernels`: one kernel more."""
+    return _FLOAT * problem.segments.longest**2 if problem.quartic else 0
 
 
 def _fused(problem: SegmentedTokens, max_kernel_bytes: int, device: torch.device) -> int:

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vllm_dpp.serving.plan import MediaSpan, PrunePlan, build_plan
@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 ARG_PREFIX = "dpp_"
 RETENTION_RATIO_ARG = "dpp_retention_ratio"
 RECORD_ARG = "dpp_record"
-KNOWN_ARGS = (RETENTION_RATIO_ARG, RECORD_ARG)
+CHOICES = ("rule", "relevance_sign", "relevance_floor")
+"""Settings that a request may choose for itself, under their names with our prefix.
+
+They say which tokens are kept, and take no more memory than the server has set aside.
+"""
+KNOWN_ARGS = (RETENTION_RATIO_ARG, RECORD_ARG, *(ARG_PREFIX + name for name in CHOICES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +30,12 @@ class RequestOptions:
     Args:
         retention_ratio: Fraction of video tokens to keep, in (0, 1]; ``None`` takes the server's.
         record: Write down what was kept.
+        choices: Names and values of ``CHOICES``, sorted; the others are the server's.
     """
 
     retention_ratio: float | None = None
     record: bool = False
+    choices: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
     def from_extra_args(cls, extra_args: Mapping[str, Any] | None) -> "RequestOptions":
@@ -45,10 +52,26 @@ class RequestOptions:
                 raise ValueError(
                     f"unknown request argument {key!r}{hint}; known: {', '.join(KNOWN_ARGS)}"
                 )
+        chosen = {name: ours.get(ARG_PREFIX + name) for name in CHOICES}
         return cls(
             retention_ratio=_ratio(ours.get(RETENTION_RATIO_ARG)),
             record=_flag(ours.get(RECORD_ARG)),
+            choices=tuple(sorted((k, v) for k, v in chosen.items() if v is not None)),
         )
+
+    def settings(self, of_server: ServingSettings) -> ServingSettings:
+        """The server's settings with what the request chose.
+
+        Raises:
+            ValueError: A choice has a bad value, or does not go with the server's settings.
+        """
+        if not self.choices:
+            return of_server
+        try:
+            return replace(of_server, **dict(self.choices))
+        except ValueError as error:
+            names = ", ".join(ARG_PREFIX + name for name, _ in self.choices)
+            raise ValueError(f"{names}: {error}") from error
 
 
 def media_spans(placeholders: Iterable[tuple[str, "PlaceholderRange"]]) -> list[MediaSpan]:

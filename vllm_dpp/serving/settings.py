@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from vllm_dpp.pruning.config import PruningConfig
+from vllm_dpp.pruning.rules import RULES
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
+PIECES_NEED = {"rule": "dpp", "relevance": "none", "budget": "length", "segment_by": "slices"}
 SECTION = "dpp"
 """Key of our settings in vLLM's ``--additional-config``."""
 
@@ -82,7 +84,7 @@ class ServingSettings(PruningConfig):
 
     def _check_pieces(self) -> None:
         """A piece is decided before the rest is read, so nothing may depend on the rest."""
-        for name, needed in (("relevance", "none"), ("budget", "length"), ("segment_by", "slices")):
+        for name, needed in PIECES_NEED.items():
             if getattr(self, name) != needed:
                 raise ValueError(
                     f"decide_every needs {name} {needed!r}, got {getattr(self, name)!r}: pieces of "
@@ -141,6 +143,13 @@ class ServingSettings(PruningConfig):
     def reads_question(self) -> bool:
         """Whether videos are decided at the end of their question, and not at their own."""
         return self.relevance != "none"
+
+    @property
+    def rules_to_choose(self) -> list[str]:
+        """The rules that the server and its requests may name."""
+        if self.decide_every is not None:
+            return [self.rule]
+        return [r for r in RULES if r != "attention" or self.reads_question]
 
     @property
     def record_path(self) -> Path | None:

@@ -7,6 +7,7 @@ import torch
 
 from vllm_dpp.bench.pruner.judge import Judge, largest_shortfall, num_judged
 from vllm_dpp.bench.pruner.peers import batched
+from vllm_dpp.pruning import keep_indices
 
 from .cases import SMALL, problem_of
 
@@ -25,6 +26,14 @@ def test_the_right_tokens(judge, right):
     assert judge.num_segments == SMALL.num_segments
     assert judge.verdict(right).fault is None
     assert judge.verdict(right).near_ties == 0
+
+
+def test_a_rule_is_judged_by_itself(right):
+    problem = problem_of()
+    [kept] = keep_indices([problem.video], replace(problem.settings, rule="change"))
+    by_change = Judge(problem, seed=0, rule="change")
+    assert by_change.verdict(kept).fault is None
+    assert by_change.verdict(right).fault is not None
 
 
 def test_one_wrong_token(judge, right):

@@ -10,7 +10,7 @@ from vllm.multimodal.video_prune.vidcom2 import compute_retention_mask  # noqa: 
 from vllm_dpp.bench.quality.selectors import SELECTORS  # noqa: E402
 from vllm_dpp.bench.quality.selectors.dpp import CONFIGS  # noqa: E402
 from vllm_dpp.pruning import PruningConfig, keep_indices  # noqa: E402
-from vllm_dpp.pruning.pruner import VideoTokens  # noqa: E402
+from vllm_dpp.pruning.video import VideoTokens  # noqa: E402
 
 NUM_SLICES, CELLS = 8, 16
 

@@ -1,7 +1,7 @@
 """The arms of the pruner benchmark: what each runs, and where it can."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 import torch
@@ -11,9 +11,10 @@ from vllm_dpp.bench.pruner import peers
 from vllm_dpp.bench.pruner.problem import Problem
 from vllm_dpp.pruning import keep_indices
 from vllm_dpp.pruning.cdpruner import global_cdpruner_segment_prune
-from vllm_dpp.pruning.select import Backend, fastest_backend
+from vllm_dpp.pruning.dpp.select import Backend, fastest_backend
 
 GRAM, ORIGINAL, NAMES = "gram", "original", "global_cdpruner_segment_prune"
+CHANGE = "change"
 KEEP_INDICES = ("fused", "compiled", "torch")
 """The arms of `keep_indices`, the one it takes by itself first."""
 
@@ -31,6 +32,7 @@ class Arm:
         missing: what a device lacks to run it, None if nothing.
         selects: whether it selects tokens, which are then judged.
         by_default: whether it runs, where it can, without being asked for.
+        rule: of `pruning.rules`, by which it is judged.
         by_shape: whether `prepare` compiles for the shapes of the problem, which takes a minute or
             more. Such an arm is not tried on parts of a video.
     """
@@ -41,15 +43,16 @@ class Arm:
     selects: bool = True
     by_default: Callable[[torch.device], bool] = lambda device: True
     by_shape: bool = False
+    rule: str = "dpp"
 
 
 def _peer(select: Callable[[Problem], Tensor]) -> Callable[[Problem], Run]:
     return lambda problem: lambda: select(problem)
 
 
-def _ours(backend: Backend) -> Callable[[Problem], Run]:
+def _ours(backend: Backend | None, rule: str = "dpp") -> Callable[[Problem], Run]:
     def prepare(problem: Problem) -> Run:
-        videos, settings = [problem.video], problem.settings
+        videos, settings = [problem.video], replace(problem.settings, rule=rule)
         return lambda: keep_indices(videos, settings, backend=backend)[0]
 
     return prepare
@@ -92,6 +95,11 @@ ARMS: dict[str, Arm] = {
     ),
     "fused": Arm(
         "ours: Triton kernel", _ours("fused"), _needs("fused", "an NVIDIA GPU and Triton")
+    ),
+    CHANGE: Arm(
+        "ours: `keep_indices` by the rule of that name, where a segment is a slice",
+        _ours(None, CHANGE),
+        rule=CHANGE,
     ),
     NAMES: Arm("ours: `keep_indices` by the name and arguments of the original", _original_names),
     "torch.compile": Arm(

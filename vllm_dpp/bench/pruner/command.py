@@ -17,7 +17,7 @@ from vllm_dpp.bench.provenance import one_line, provenance
 from vllm_dpp.bench.pruner import plot as pruner_plot
 from vllm_dpp.bench.pruner import report
 from vllm_dpp.bench.pruner.arms import Arm, Run, choose
-from vllm_dpp.bench.pruner.judge import Judge
+from vllm_dpp.bench.pruner.judge import Judge, num_judged
 from vllm_dpp.bench.pruner.options import DTYPES, MODULE, parse
 from vllm_dpp.bench.pruner.problem import DESCRIPTION, Case, Problem, make_problem
 from vllm_dpp.bench.pruner.timing import interleaved, too_slow, with_peak_bytes
@@ -116,14 +116,15 @@ def _measure(
     for name in skipped:
         for _ in range(options.repeats + 1):
             advance(f"{name} left out")
-    judge = Judge(problem, options.seed)
-    checked = _check(problem, arms, runs, judge, advance)
+    rules = dict.fromkeys(arms[name].rule for name in runs)
+    judges = {rule: Judge(problem, options.seed, rule) for rule in rules}
+    checked = _check(problem, arms, runs, judges, advance)
     seconds = interleaved(
         runs, options.repeats, device, lambda name: advance(f"N {case.num_tokens} {name}")
     )
     return report.case_as_json(
         case,
-        judged_segments=judge.num_segments,
+        judged_segments=num_judged(case),
         skipped=skipped,
         checked=checked,
         seconds=seconds,
@@ -134,7 +135,7 @@ def _check(
     problem: Problem,
     arms: Mapping[str, Arm],
     runs: Mapping[str, Run],
-    judge: Judge,
+    judges: Mapping[str, Judge],
     advance: Advance,
 ) -> dict[str, dict[str, Any]]:
     """What each arm's first run shows: its memory, and near-ties where it selects.
@@ -148,7 +149,7 @@ def _check(
         result, peak_bytes = with_peak_bytes(arms[name], run, problem.features.device)
         checked[name] = {"peak_bytes": peak_bytes}
         if arms[name].selects:
-            verdict = judge.verdict(result)
+            verdict = judges[arms[name].rule].verdict(result)
             checked[name]["near_ties"] = verdict.near_ties
             if verdict.fault is not None:
                 wrong.append(f"arm {name} is wrong at {problem.case}: {verdict.fault}")

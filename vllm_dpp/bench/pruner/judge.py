@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vllm_dpp.bench.pruner.problem import Case, Problem
 from vllm_dpp.pruning import naive_greedy_map
+from vllm_dpp.pruning.naive import Mix, change_quality, mixed, plain
 
 NEAR_TIE = 1e-5  # gains that differ by less, as a fraction, may be taken either way
 OBJECTIVE_TOLERANCE = 1e-4  # of log det, where they were
@@ -44,15 +45,22 @@ class Judge:
     Args:
         problem: what was asked.
         seed: of the sample.
+        rule: by which rule of `pruning.rules`, "dpp" or "change".
     """
 
-    def __init__(self, problem: Problem, seed: int) -> None:
+    def __init__(self, problem: Problem, seed: int, rule: str = "dpp") -> None:
         self._case = problem.case
         chosen = random.Random(seed).sample(
             range(problem.case.num_segments), num_judged(problem.case)
         )
-        relevance = _relevance(problem)
-        self._expected = [_expect(problem, relevance, segment) for segment in sorted(chosen)]
+        if rule == "change":
+            quality, mix = (
+                change_quality(problem.features.cpu(), self._case.tokens_per_segment),
+                mixed,
+            )
+        else:
+            quality, mix = _relevance(problem), plain
+        self._expected = [_expect(problem, quality, mix, segment) for segment in sorted(chosen)]
 
     @property
     def num_segments(self) -> int:
@@ -113,11 +121,11 @@ def _relevance(problem: Problem) -> Tensor:
     return settings.relevance_floor + (1 - settings.relevance_floor) * scaled
 
 
-def _expect(problem: Problem, relevance: Tensor, segment: int) -> _Expected:
+def _expect(problem: Problem, quality: Tensor, mix: Mix, segment: int) -> _Expected:
     rows = problem.by_segment[segment].cpu().double()
     unit = rows / (rows.norm(dim=1, keepdim=True) + 1e-8)
-    weights = relevance.view(problem.case.num_segments, -1)[segment]
-    kernel = weights[:, None] * (unit @ unit.T) * weights[None, :]
+    weights = quality.view(problem.case.num_segments, -1)[segment]
+    kernel = weights[:, None] * mix(unit @ unit.T) * weights[None, :]
     tokens = naive_greedy_map(kernel, problem.case.kept_per_segment, weights.tolist())
     return _Expected(segment, kernel, set(tokens))
 

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vllm_dpp.bench.pruner.arms import ARMS, GRAM, NAMES
+from vllm_dpp.bench.pruner.arms import ARMS, CHANGE, GRAM, NAMES
 from vllm_dpp.bench.pruner.report import arms_of, exponent, points_of
 
-# Of the Okabe-Ito palette, which most colour-blind readers can tell apart.
+# The Okabe-Ito palette and one of Tol's, which most colour-blind readers can tell apart.
 COLOURS = {
     "original": "#000000",
     "per-segment": "#E69F00",
@@ -17,6 +17,7 @@ COLOURS = {
     "compiled": "#0072B2",
     "fused": "#009E73",
     NAMES: "#F0E442",
+    CHANGE: "#882255",
     "torch.compile": "#D55E00",
     GRAM: "#777777",
 }

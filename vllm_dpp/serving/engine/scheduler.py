@@ -4,6 +4,7 @@ Chunks are as vLLM makes them. Only where a chunk enters a range that has not be
 workers must have room for its rows; see ``deferred_rows``.
 """
 
+import functools
 import hashlib
 import json
 from dataclasses import asdict, fields
@@ -50,7 +51,6 @@ class PruningSchedulerMixin(Scheduler):
             self.vllm_config.compilation_config.cudagraph_mode.has_full_cudagraphs()
         )
         self.records = records.RecordWriter.of(self.settings, "blocks")
-        self._settings_name = _name_of(self.settings)
         self._comes_first: Request | None = None
         self.num_layers = self.vllm_config.model_config.hf_text_config.num_hidden_layers
         pool = self.kv_cache_manager.block_pool
@@ -101,7 +101,8 @@ class PruningSchedulerMixin(Scheduler):
             raise ValueError("a streaming-input session cannot be pruned")
         hashes = None
         if caching:
-            hashes = CompactHashes(request, plan, self.block_size, self._settings_name)
+            chosen = _name_of(options.settings(self.settings))
+            hashes = CompactHashes(request, plan, self.block_size, chosen)
         self.planned[request.request_id] = PlannedRequest(plan, options, hashes, plan)
 
     def _free_blocks(self, request: Request) -> None:
@@ -271,6 +272,7 @@ def make_scheduler(vllm_config: "VllmConfig", *args: Any, **kwargs: Any) -> Sche
     return cls(vllm_config, *args, **kwargs)
 
 
+@functools.lru_cache
 def _name_of(settings: ServingSettings) -> bytes:
     """Names what kept tokens depend on beside the prompt and the request's own choice."""
     choice = {f.name for f in fields(PruningConfig)} - {"retention_ratio"}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from vllm_dpp.serving.request_plan import (
+    KNOWN_ARGS,
     RECORD_ARG,
     RETENTION_RATIO_ARG,
     RequestOptions,
@@ -78,11 +79,12 @@ class Demand:
     def check(self, settings: ServingSettings) -> None:
         """Raise ``ValueError`` where an engine of ``settings`` refuses it."""
         options, low = self.options, settings.min_retention_ratio
+        options.settings(settings)
         ratio = options.retention_ratio
         if self.beam_search and options != RequestOptions():
             raise ValueError(
-                f"beam search does not pass {RETENTION_RATIO_ARG} and {RECORD_ARG} on to its "
-                "beams: leave them out, or use_beam_search"
+                f"beam search does not pass {', '.join(KNOWN_ARGS)} on to its beams: leave them "
+                "out, or use_beam_search"
             )
         if ratio is not None and ratio < low:
             raise ValueError(

@@ -36,12 +36,14 @@ class PrunedRequest:
         plan: ``prompt_plan`` after its last prefix-cache hit.
         grids: The token grid of each of its media, by first prompt position.
         record: Whether it asked for a record.
+        settings: The server's with what it chose.
     """
 
     prompt_plan: PrunePlan
     plan: PrunePlan
     grids: dict[int, Grid]
     record: bool
+    settings: ServingSettings
 
 
 PassInputs = Callable[[], tuple[dict[str, Any], dict[str, Any]]]
@@ -117,7 +119,8 @@ class PruningContext:
         )
         if plan is None:
             return
-        request = PrunedRequest(plan, plan, self._grids_of(mm_features), options.record)
+        grids, settings = self._grids_of(mm_features), options.settings(self.settings)
+        request = PrunedRequest(plan, plan, grids, options.record, settings)
         self.requests[request_id] = request
         self._start(request_id, request, num_cached)
 

@@ -1,15 +1,12 @@
-"""Rules that choose which tokens of a video are kept: one small file each.
-
-To try another rule, write a function of type `Selector` in a file of its own and name it in
-`SELECTORS`. All but the DPP live here and not in the product.
-"""
+"""What the arms keep: rules of `vllm_dpp.pruning.rules`, settings of the DPP, and a peer's rule."""
 
 from collections.abc import Callable
 
 from torch import Tensor
 
-from vllm_dpp.bench.quality.selectors import attention, dpp, rand, uniform, vidcom2
-from vllm_dpp.pruning.pruner import VideoTokens
+from vllm_dpp.bench.quality.selectors import dpp, vidcom2
+from vllm_dpp.pruning.rules import attention, random_draw, uniform
+from vllm_dpp.pruning.video import VideoTokens
 
 Selector = Callable[[VideoTokens], Tensor]
 """From the tokens of a video to those it keeps, [num_kept] int64, ascending.
@@ -19,9 +16,9 @@ Selector = Callable[[VideoTokens], Tensor]
 """
 
 SELECTORS: dict[str, Selector] = {
-    "attention": attention.select,
-    "random": rand.select,
-    "uniform": uniform.select,
+    "attention": attention.keep,
+    "random": random_draw.keep,
+    "uniform": uniform.keep,
     "vidcom2": vidcom2.select,
     **dpp.SELECTORS,
 }

@@ -5,7 +5,8 @@ from functools import partial
 from torch import Tensor
 
 from vllm_dpp.pruning import PruningConfig
-from vllm_dpp.pruning.pruner import VideoTokens, keep_indices
+from vllm_dpp.pruning.pruner import keep_indices
+from vllm_dpp.pruning.video import VideoTokens
 
 _ONE = PruningConfig(segment_by="one")
 _FOUR = PruningConfig(segment_by="count", num_segments=4)

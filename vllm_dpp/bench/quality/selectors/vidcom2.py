@@ -7,7 +7,7 @@ vLLM offers it for Qwen3-VL alone, so here it chooses what enters layer K = 0.
 from torch import Tensor
 from vllm.multimodal.video_prune.vidcom2 import compute_retention_mask
 
-from vllm_dpp.pruning.pruner import VideoTokens
+from vllm_dpp.pruning.video import VideoTokens
 
 
 def select(video: VideoTokens) -> Tensor:

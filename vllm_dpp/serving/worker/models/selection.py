@@ -4,6 +4,7 @@ No host synchronisation: lengths come from the layout, indices stay on the devic
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,10 +17,12 @@ from vllm.distributed import (
 
 from vllm_dpp.pruning.budget import num_kept
 from vllm_dpp.pruning.config import PruningConfig
-from vllm_dpp.pruning.pruner import VideoTokens, keep_indices
+from vllm_dpp.pruning.pruner import keep_indices
 from vllm_dpp.pruning.relevance import question_attention
+from vllm_dpp.pruning.video import VideoTokens
 from vllm_dpp.pruning.workspace import workspace_bytes
 from vllm_dpp.serving.plan import PrunedVideo
+from vllm_dpp.serving.settings import ServingSettings
 from vllm_dpp.serving.step import RangeRows
 from vllm_dpp.serving.worker.context import PruningContext
 
@@ -58,15 +61,18 @@ class VideoSelector:
         settings, dim = self.context.settings, like.shape[-1]
         kept = num_kept(num_tokens, settings.retention_ratio)
         gathered = (num_tokens + 3 * kept) * dim * like.element_size()  # features, what goes up
-        return gathered + workspace_bytes(
-            num_tokens,
-            dim,
-            kept,
-            settings,
-            like.device,
-            num_slices=-(-num_tokens // TOKENS_PER_SLICE),
-            num_tail=-num_tokens % TOKENS_PER_SLICE,
-            dtype=like.dtype,
+        return gathered + max(
+            workspace_bytes(
+                num_tokens,
+                dim,
+                kept,
+                replace(settings, rule=rule),
+                like.device,
+                num_slices=-(-num_tokens // TOKENS_PER_SLICE),
+                num_tail=-num_tokens % TOKENS_PER_SLICE,
+                dtype=like.dtype,
+            )
+            for rule in settings.rules_to_choose
         )
 
     def read(
@@ -138,12 +144,27 @@ class VideoSelector:
             for i, part in enumerate(parts)
             for j, video in enumerate(part.turn.videos)
         ]
-        chosen = [_agree(indices) for indices in self.select(videos, self.context.settings)]
-        waiting = iter(chosen)
+        settings = [
+            self.context.requests[part.request_id].settings
+            for part in parts
+            for _ in part.turn.videos
+        ]
+        waiting = iter([_agree(indices) for indices in self._select_by(videos, settings)])
         kept = [[next(waiting) for _ in part.turn.videos] for part in parts]
         for part, indices in zip(parts, kept, strict=True):
             self.context.decided(part.request_id, part.turn, indices)
         return kept
+
+    def _select_by(
+        self, videos: Sequence[VideoTokens], settings: Sequence[ServingSettings]
+    ) -> list[torch.Tensor]:
+        """What each video keeps under its own settings; those that share them go together."""
+        kept: dict[int, torch.Tensor] = {}
+        for each in dict.fromkeys(settings):
+            places = [i for i, other in enumerate(settings) if other == each]
+            chosen = self.select([videos[i] for i in places], each)
+            kept.update(zip(places, chosen, strict=True))
+        return [kept[i] for i in range(len(videos))]
 
     def _slices(self, request_id: str, video: PrunedVideo) -> dict[str, int]:
         """How the pruner is to see a video in time; a piece is one segment."""

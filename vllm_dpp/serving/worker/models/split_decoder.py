@@ -18,7 +18,7 @@ from vllm.model_executor.layers.attention import Attention
 from vllm.sequence import IntermediateTensors
 from vllm.utils.torch_utils import async_tensor_h2d
 
-from vllm_dpp.pruning.select import warm_up
+from vllm_dpp.pruning.dpp.select import warm_up
 from vllm_dpp.serving.step import StepLayout
 from vllm_dpp.serving.worker.attention import make_compact
 from vllm_dpp.serving.worker.context import PruningContext

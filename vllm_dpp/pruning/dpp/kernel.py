@@ -1,8 +1,8 @@
 """The similarity of tokens, and the kernel conditioned on their relevance.
 
 `S = X̂ X̂ᵀ` of the unit rows and `L = diag(r) S diag(r)`, the conditional DPP kernel of CDPruner
-(arXiv 2506.10967). All in float32, whatever the dtype of the features: these are cast a few
-segments at a time, so that a video is never held twice.
+(arXiv 2506.10967). A share of S may be replaced by S⁴, elementwise, which is positive semidefinite
+too (Schur) and of higher rank. All in float32, whatever the dtype of the features.
 """
 
 from collections.abc import Callable
@@ -11,35 +11,26 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from vllm_dpp.pruning.rows import NORM_EPSILON, Rows, rows_of, rows_per_cast
+
 # A gain at or below this fraction of the largest initial gain of its segment is rounding: the
 # tokens taken span the others. Past the rank of a kernel, float32 leaves up to 6e-7 of it where
 # tokens repeat and 3e-6 where up to 1,024 are mixtures of 512.
 RANK_TOLERANCE = 1e-5
 
-NORM_EPSILON = 1e-8
-# Features held in float32 at once: enough for products that are worth a launch, little beside a
-# model. One bound for all dtypes, so that a dtype changes no shape and with it no rounding.
-_MAX_CAST_BYTES = 1 << 25
 _SMALLEST_BLOCK = 64  # rows of a block of products
 
-Rows = Callable[[slice, slice], Tensor]
-"""From some of S segments and some places in them to [s, m, D] float of any dtype."""
 
-
-def unit_rows(features: Tensor) -> Tensor:
-    """Rows scaled to length 1, [..., D] float32; a zero row stays zero."""
-    rows = features.float()
-    norm: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return rows / (norm + NORM_EPSILON)
-
-
-def initial_gains(norm: Tensor, relevance: Tensor) -> Tensor:
+def initial_gains(norm: Tensor, relevance: Tensor, quartic: float = 0.0) -> Tensor:
     """The diagonal of L, [..., n] float32, from the norms of the rows.
 
     Exactly r² but for rows near zero, so that tokens of equal relevance tie exactly, which
     products of rounded rows would not.
     """
-    return (relevance.float() * (norm / (norm + NORM_EPSILON))).square()
+    unit = norm / (norm + NORM_EPSILON)
+    if quartic:
+        unit = unit * (1 - quartic + quartic * unit**6).sqrt()
+    return (relevance.float() * unit).square()
 
 
 def similarity(features: Tensor) -> Tensor:
@@ -47,7 +38,7 @@ def similarity(features: Tensor) -> Tensor:
     return conditioned_kernel(features, torch.ones_like(features[..., 0]))
 
 
-def conditioned_kernel(features: Tensor, relevance: Tensor) -> Tensor:
+def conditioned_kernel(features: Tensor, relevance: Tensor, quartic: float = 0.0) -> Tensor:
     """The kernel L = diag(r) S diag(r), [..., n, n] float32.
 
     The products are taken before the rows are scaled: their diagonal holds the squared norms,
@@ -56,25 +47,23 @@ def conditioned_kernel(features: Tensor, relevance: Tensor) -> Tensor:
     Args:
         features: [..., n, D] float.
         relevance: [..., n] float, >= 0.
+        quartic: share of S⁴ in the similarity, in [0, 1).
     """
     *batch, length, dim = features.shape
     segments = features.flatten(0, -3) if batch else features.unsqueeze(0)
-    kernels = segment_kernels(rows_of(segments), relevance.reshape(segments.shape[:2]), dim)
+    relevance = relevance.reshape(segments.shape[:2])
+    kernels = segment_kernels(rows_of(segments), relevance, dim, quartic)
     return kernels.view(*batch, length, length)
 
 
-def rows_of(segments: Tensor) -> Rows:
-    """The rows of segments that lie side by side, [S, n, D]."""
-    return lambda part, places: segments[part, places]
-
-
-def segment_kernels(rows: Rows, relevance: Tensor, dim: int) -> Tensor:
+def segment_kernels(rows: Rows, relevance: Tensor, dim: int, quartic: float = 0.0) -> Tensor:
     """`conditioned_kernel` of S segments whose rows are read when they are needed.
 
     Args:
         rows: reads the features of the segments.
         relevance: [S, n] float, >= 0.
         dim: D.
+        quartic: share of S⁴ in the similarity, in [0, 1).
 
     Returns:
         [S, n, n] float32.
@@ -83,10 +72,20 @@ def segment_kernels(rows: Rows, relevance: Tensor, dim: int) -> Tensor:
     products = relevance.new_empty(num_segments, length, length, dtype=torch.float32)
     _multiply(rows, dim, out=products)
     norm = products.diagonal(dim1=-2, dim2=-1).sqrt()
-    scale = relevance.float() / (norm + NORM_EPSILON)
-    kernels = products.mul_(scale.unsqueeze(-1)).mul_(scale.unsqueeze(-2))
-    kernels.diagonal(dim1=-2, dim2=-1).copy_(initial_gains(norm, relevance))
+    if quartic:
+        _scale(products, 1 / (norm + NORM_EPSILON))
+        for kernel in products:  # one by one: each needs as much again
+            kernel.mul_(kernel.square().mul_(kernel).mul_(quartic).add_(1 - quartic))
+        kernels = _scale(products, relevance.float())
+    else:
+        kernels = _scale(products, relevance.float() / (norm + NORM_EPSILON))
+    kernels.diagonal(dim1=-2, dim2=-1).copy_(initial_gains(norm, relevance, quartic))
     return kernels
+
+
+def _scale(kernels: Tensor, by: Tensor) -> Tensor:
+    """diag(by) K diag(by), in place."""
+    return kernels.mul_(by.unsqueeze(-1)).mul_(by.unsqueeze(-2))
 
 
 def kernel_bytes(
@@ -114,11 +113,6 @@ def kernel_bytes(
     block = min(size, length) * min(num_rows, max(at_once, size))
     vectors = 4 * num_segments * length
     return 4 * (num_segments * length**2 + block + vectors) + bytes_per_feature * cast
-
-
-def rows_per_cast(dim: int) -> int:
-    """Rows of D features that may be held in float32 at once, at least 1."""
-    return max(1, _MAX_CAST_BYTES // (4 * max(1, dim)))
 
 
 def _multiply(rows: Rows, dim: int, out: Tensor) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vllm_dpp.pruning.greedy_map import Selection, fill_by_relevance
-from vllm_dpp.pruning.kernel import RANK_TOLERANCE
+from vllm_dpp.pruning.dpp.greedy_map import Selection, fill_by_relevance
+from vllm_dpp.pruning.dpp.kernel import RANK_TOLERANCE
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ if hasattr(os, "register_at_fork"):  # threads stay behind in the parent
 def _compiled_loop() -> Callable[..., None] | None:
     """The loop, made machine code at its first call; `None`, with a warning, where it cannot be."""
     try:
-        from vllm_dpp.pruning.compiled_loop import greedy_map_loop
+        from vllm_dpp.pruning.dpp.compiled_loop import greedy_map_loop
     except ImportError as error:
         _warn_of_pytorch(error, "install numba")
         return None

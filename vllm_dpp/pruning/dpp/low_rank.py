@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vllm_dpp.pruning.checks import require_integer
-from vllm_dpp.pruning.kernel import rows_per_cast
+from vllm_dpp.pruning.rows import rows_per_cast
 
 
 def project(features: Tensor, dim: int) -> Tensor:

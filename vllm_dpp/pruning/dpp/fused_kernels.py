@@ -18,7 +18,8 @@ two buffers. Triton's interpreter runs one thread and shows neither mistake.
 import triton
 import triton.language as tl
 
-from vllm_dpp.pruning.kernel import NORM_EPSILON, RANK_TOLERANCE
+from vllm_dpp.pruning.dpp.kernel import RANK_TOLERANCE
+from vllm_dpp.pruning.rows import NORM_EPSILON
 
 # The width of workspaces is a multiple of this, so that whole vectors are loaded.
 COLUMNS = 32
@@ -98,12 +99,13 @@ def gram_kernel(
         "gains",
         "max_budget",
         "first_segment",
+        "quartic",
     ]
 )
 def greedy_kernel(
     products,  # [rows, width] float32, from `gram_kernel`
     cholesky_rows,  # [rows, width] float32, workspace
-    vectors,  # [segments, 3, width] float32, workspace: the scales, and the gains twice
+    vectors,  # [segments, 3, width] float32, workspace: scales of products, and the gains twice
     relevance,  # [N] float32
     offsets,  # [S + 1] int64
     budgets,  # [S] int64, each at most the tokens of its segment
@@ -114,6 +116,8 @@ def greedy_kernel(
     width,
     max_budget,
     first_segment,
+    quartic,
+    is_mixed: tl.constexpr,
     block: tl.constexpr,
     unroll: tl.constexpr,
 ):
@@ -133,7 +137,17 @@ def greedy_kernel(
     gains += segment * max_budget
     step = tl.full((), 0, tl.int32)
     if budget > 0:
-        best, token = _first_gains(products, relevance, scales, marginal_gain, length, width, block)
+        best, token = _first_gains(
+            products,
+            relevance,
+            scales,
+            marginal_gain,
+            length,
+            width,
+            quartic,
+            is_mixed,
+            block,
+        )
         needed = best * _TOLERANCE
         tl.debug_barrier()
         # An infinite gain stands for NaN, which stops the segment as it does in PyTorch.
@@ -147,6 +161,7 @@ def greedy_kernel(
                 products,
                 cholesky_rows,
                 scales,
+                relevance,
                 before,
                 after,
                 token,
@@ -154,6 +169,8 @@ def greedy_kernel(
                 tl.rsqrt(best),
                 length,
                 width,
+                quartic,
+                is_mixed,
                 block,
                 unroll,
             )
@@ -168,7 +185,17 @@ def greedy_kernel(
 
 
 @triton.jit
-def _first_gains(products, relevance, scales, marginal_gain, length, width, block: tl.constexpr):
+def _first_gains(
+    products,
+    relevance,
+    scales,
+    marginal_gain,
+    length,
+    width,
+    quartic,
+    is_mixed: tl.constexpr,
+    block: tl.constexpr,
+):
     """Write `scales` and `marginal_gain`; return the largest gain and its token."""
     best = tl.full((), float("-inf"), tl.float32)
     token = tl.full((), 0, tl.int32)
@@ -182,9 +209,15 @@ def _first_gains(products, relevance, scales, marginal_gain, length, width, bloc
         norm = tl.sqrt_rn(square)
         r = tl.load(relevance + columns, mask=real, other=0.0)
         # Correctly rounded, norm / norm is 1, and tokens of equal relevance tie exactly.
-        root = r * tl.div_rn(norm, norm + _EPSILON)
+        unit = tl.div_rn(norm, norm + _EPSILON)
+        scale = tl.div_rn(r, norm + _EPSILON)
+        if is_mixed:
+            cube = unit * unit * unit
+            unit *= tl.sqrt_rn(1 - quartic + quartic * cube * cube)
+            scale = tl.div_rn(1.0, norm + _EPSILON)  # S is what is mixed, r comes after
+        root = r * unit
         gain = tl.where(real, root * root, float("-inf"))
-        tl.store(scales + columns, tl.div_rn(r, norm + _EPSILON), mask=inside)
+        tl.store(scales + columns, scale, mask=inside)
         tl.store(marginal_gain + columns, gain, mask=inside)
         best, token = _better(best, token, gain, first)
     return best, token
@@ -195,6 +228,7 @@ def _take(
     products,
     cholesky_rows,
     scales,
+    relevance,
     before,
     after,
     token,
@@ -202,6 +236,8 @@ def _take(
     inverse_root,
     length,
     width,
+    quartic,
+    is_mixed: tl.constexpr,
     block: tl.constexpr,
     unroll: tl.constexpr,
 ):
@@ -216,6 +252,10 @@ def _take(
         gain = tl.load(before + columns, mask=inside, other=float("-inf"))
         row = tl.load(products + token.to(tl.int64) * width + columns, mask=inside, other=0.0)
         row = row * scale * tl.load(scales + columns, mask=inside, other=0.0)
+        if is_mixed:
+            row *= 1 - quartic + quartic * row * row * row
+            row *= tl.load(relevance + token)
+            row *= tl.load(relevance + columns, mask=columns < length, other=0.0)
         # The next rows are on their way while these are used. Carried round the loop, the loads
         # are issued together; written inside it, the assembler would wait for each in turn.
         earlier = cholesky_rows

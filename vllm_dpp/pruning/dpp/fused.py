@@ -32,7 +32,7 @@ import os
 import torch
 from torch import Tensor
 
-from vllm_dpp.pruning.greedy_map import Selection
+from vllm_dpp.pruning.dpp.greedy_map import Selection
 
 # Rows and columns of a tile of products, features read at once, warps. A tile of 16-bit features
 # is what one multiprocessor holds: two sums of 128 x 128 and three stages of loads.
@@ -71,6 +71,7 @@ def greedy_map_fused(
     longest: int,
     max_budget: int,
     *,
+    quartic: float = 0.0,
     max_kernel_bytes: int,
 ) -> Selection:
     """Select in the segments of one or many videos whose offsets only the device knows.
@@ -85,6 +86,7 @@ def greedy_map_fused(
         budgets: [S] int64 tokens to keep, each at most the tokens of its segment.
         longest: at least the tokens of the longest segment: shorter is not noticed, and unsafe.
         max_budget: at least the largest budget.
+        quartic: share of S⁴ in the similarity, in [0, 1), see `kernel`.
         max_kernel_bytes: bound on the float32 products held at once, where one segment needs at
             most that; the Cholesky rows take `max_budget / longest` as much again.
 
@@ -108,7 +110,7 @@ def greedy_map_fused(
         budgets = budgets.minimum(offsets.diff()).clamp(0, max_budget)  # never write past the ends
         inputs = features, relevance.float().contiguous(), offsets, budgets
         with torch.cuda.device_of(features):  # type: ignore[no-untyped-call]  # torch's
-            _select(*inputs, longest, max_kernel_bytes, Selection(keep, order, gains))
+            _select(*inputs, longest, quartic, max_kernel_bytes, Selection(keep, order, gains))
     return Selection(keep.view(torch.bool), order, gains)
 
 
@@ -129,11 +131,12 @@ def _select(
     offsets: Tensor,
     budgets: Tensor,
     longest: int,
+    quartic: float,
     max_kernel_bytes: int,
     out: Selection,
 ) -> None:
     """Write `out`, in as many batches of segments as the bound asks for."""
-    from vllm_dpp.pruning.fused_kernels import gram_kernel, greedy_kernel
+    from vllm_dpp.pruning.dpp.fused_kernels import gram_kernel, greedy_kernel
 
     num_tokens, dim = features.shape
     num_segments, max_budget = out.order.shape
@@ -183,6 +186,8 @@ def _select(
             width,
             max_budget,
             first,
+            quartic,
+            is_mixed=quartic > 0,
             block=block,
             unroll=8 if block < _MAX_BLOCK else 4,  # what the registers of a thread hold
             num_warps=block // _COLUMNS_PER_WARP,
@@ -192,7 +197,7 @@ def _select(
 
 def _width(longest: int) -> int:
     """Columns of the workspaces."""
-    from vllm_dpp.pruning.fused_kernels import COLUMNS
+    from vllm_dpp.pruning.dpp.fused_kernels import COLUMNS
 
     return -(-longest // COLUMNS) * COLUMNS
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vllm_dpp.pruning.kernel import RANK_TOLERANCE
+from vllm_dpp.pruning.dpp.kernel import RANK_TOLERANCE
 
 _TAKEN = -torch.inf  # gain of what cannot be selected: taken tokens and padding
 

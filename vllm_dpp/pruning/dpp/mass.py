@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vllm_dpp.pruning.kernel import segment_kernels
+from vllm_dpp.pruning.dpp.kernel import segment_kernels
 from vllm_dpp.pruning.segments import PaddedSegments, Segments, padded_batches
 
 BYTES_PER_ENTRY = 32
@@ -25,7 +25,12 @@ def relevance_mass(relevance: Tensor, segments: Segments) -> Tensor:
 
 
 def spectral_mass(
-    features: Tensor, relevance: Tensor, segments: Segments, max_kernel_bytes: int
+    features: Tensor,
+    relevance: Tensor,
+    segments: Segments,
+    max_kernel_bytes: int,
+    *,
+    quartic: float = 0.0,
 ) -> Tensor:
     """Expected size of a set drawn from the DPP of each segment: Σ λ / (1 + λ) over its spectrum.
 
@@ -39,21 +44,25 @@ def spectral_mass(
         segments: S segments of the N tokens.
         max_kernel_bytes: bound on what is held of the kernels at once, unless one segment needs
             more.
+        quartic: share of S⁴ in the similarity, see `kernel`.
 
     Returns:
         [S] float64, each in [0, length of the segment].
     """
     kernel_bytes = max_kernel_bytes * 4 // BYTES_PER_ENTRY
     masses = [
-        _expected_size(_plus_identity(features, relevance, padded))
+        _expected_size(_plus_identity(features, relevance, padded, quartic))
         for _, padded in padded_batches(segments, len(features), kernel_bytes)
     ]
     return torch.cat(masses)
 
 
-def _plus_identity(features: Tensor, relevance: Tensor, padded: PaddedSegments) -> Tensor:
+def _plus_identity(
+    features: Tensor, relevance: Tensor, padded: PaddedSegments, quartic: float
+) -> Tensor:
     """[B, n, n] float64: I + L, with zeros for L on padding."""
-    kernel = segment_kernels(padded.rows(features), padded.pad(relevance), features.shape[1])
+    rows, dim = padded.rows(features), features.shape[1]
+    kernel = segment_kernels(rows, padded.pad(relevance), dim, quartic)
     both = padded.valid.unsqueeze(1) & padded.valid.unsqueeze(2)
     wide = kernel.double().masked_fill_(~both, 0.0)
     wide.diagonal(dim1=1, dim2=2).add_(1.0)

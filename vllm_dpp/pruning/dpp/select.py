@@ -15,10 +15,10 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from vllm_dpp.pruning import compiled, fused
 from vllm_dpp.pruning.checks import require_choice
-from vllm_dpp.pruning.greedy_map import Selection, greedy_map
-from vllm_dpp.pruning.kernel import conditioned_kernel, segment_kernels
+from vllm_dpp.pruning.dpp import compiled, fused
+from vllm_dpp.pruning.dpp.greedy_map import Selection, greedy_map
+from vllm_dpp.pruning.dpp.kernel import conditioned_kernel, segment_kernels
 from vllm_dpp.pruning.segments import Segments, padded_batches, to_device
 
 Backend = Literal["torch", "compiled", "fused"]
@@ -36,6 +36,7 @@ class SegmentedTokens:
         segments: S segments of the N tokens.
         budgets: [S] int64 tokens to keep, each at most the tokens of its segment.
         max_budget: at least the largest budget.
+        quartic: share of S⁴ in the similarity, see `kernel`.
     """
 
     features: Tensor
@@ -43,6 +44,7 @@ class SegmentedTokens:
     segments: Segments
     budgets: Tensor
     max_budget: int
+    quartic: float = 0.0
 
 
 class Selected(NamedTuple):
@@ -170,7 +172,7 @@ def _require_available(backend: Backend, device: torch.device) -> None:
 
 def _select_fused(videos: Sequence[SegmentedTokens], max_kernel_bytes: int) -> list[Selected]:
     """All videos at once, if their features are alike."""
-    if len({(v.features.shape[1], v.features.dtype) for v in videos}) > 1:
+    if len({(v.features.shape[1], v.features.dtype, v.quartic) for v in videos}) > 1:
         return [kept for video in videos for kept in _select_fused([video], max_kernel_bytes)]
     together = _concatenated(videos)
     features = together.features
@@ -181,6 +183,7 @@ def _select_fused(videos: Sequence[SegmentedTokens], max_kernel_bytes: int) -> l
         together.budgets,
         together.segments.longest,
         together.max_budget,
+        quartic=together.quartic,
         max_kernel_bytes=max_kernel_bytes,
     )
     keeps = torch.split(selection.keep, [len(video.features) for video in videos])
@@ -189,7 +192,7 @@ def _select_fused(videos: Sequence[SegmentedTokens], max_kernel_bytes: int) -> l
 
 
 def _concatenated(videos: Sequence[SegmentedTokens]) -> SegmentedTokens:
-    """The tokens and segments of videos of one width, one after the other."""
+    """The tokens and segments of videos that are alike, one after the other."""
     if len(videos) == 1:
         return videos[0]
     starts = accumulate((len(video.features) for video in videos), initial=0)
@@ -201,6 +204,7 @@ def _concatenated(videos: Sequence[SegmentedTokens]) -> SegmentedTokens:
         Segments(torch.cat(cuts), None, max(video.segments.longest for video in videos)),
         torch.cat([video.budgets for video in videos]),
         max(video.max_budget for video in videos),
+        videos[0].quartic,
     )
 
 
@@ -212,7 +216,7 @@ def _select_torch(video: SegmentedTokens, max_kernel_bytes: int) -> Selected:
     for batch, padded in padded_batches(video.segments, num_tokens, max_kernel_bytes):
         relevance = padded.pad(video.relevance)
         selection = greedy_map(
-            segment_kernels(padded.rows(video.features), relevance, dim),
+            segment_kernels(padded.rows(video.features), relevance, dim, video.quartic),
             relevance,
             padded.valid,
             video.budgets[batch],
@@ -231,14 +235,16 @@ def _select_compiled(video: SegmentedTokens, max_kernel_bytes: int) -> Selected:
         budgets = video.budgets[batch]
         relevance = video.relevance[tokens].reshape(len(budgets), -1)
         features = video.features[tokens].reshape(*relevance.shape, -1)
-        selection = _select_equal(features, relevance, budgets)
+        selection = _select_equal(features, relevance, budgets, video.quartic)
         keep[tokens], began[batch] = selection.keep.flatten(), _began(selection)
     return Selected(keep, began)
 
 
-def _select_equal(features: Tensor, relevance: Tensor, budgets: Tensor) -> Selection:
+def _select_equal(
+    features: Tensor, relevance: Tensor, budgets: Tensor, quartic: float
+) -> Selection:
     """In a function of its own, so that its kernels go before the next ones come."""
-    kernel = conditioned_kernel(features, relevance)
+    kernel = conditioned_kernel(features, relevance, quartic)
     return compiled.greedy_map_compiled(kernel, relevance, budgets)
 
 

@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vllm_dpp.pruning.dpp.select import Backend, SegmentedTokens, select
 from vllm_dpp.pruning.segments import Segments
-from vllm_dpp.pruning.select import Backend, SegmentedTokens, select
 
 
 def select_sharded(
@@ -51,6 +51,7 @@ def select_sharded(
             Segments.between([offset - offsets[0] for offset in offsets], keep.device),
             budgets[first:last],
             video.max_budget,
+            video.quartic,
         )
         keep[tokens] = select([mine], max_kernel_bytes, backend)[0].keep.to(keep.dtype)
     dist.all_reduce(keep, dist.ReduceOp.MAX, group=group)

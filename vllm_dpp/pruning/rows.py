@@ -1,0 +1,34 @@
+"""Rows of features: read where they lie, a few segments at a time, and scaled to length 1.
+
+Features of any dtype are cast to float32 in parts, so that a video is never held twice.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+NORM_EPSILON = 1e-8
+# Features held in float32 at once: enough for products that are worth a launch, little beside a
+# model. One bound for all dtypes, so that a dtype changes no shape and with it no rounding.
+_MAX_CAST_BYTES = 1 << 25
+
+Rows = Callable[[slice, slice], Tensor]
+"""From some of S segments and some places in them to [s, m, D] float of any dtype."""
+
+
+def unit_rows(features: Tensor) -> Tensor:
+    """Rows scaled to length 1, [..., D] float32; a zero row stays zero."""
+    rows = features.float()
+    norm: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return rows / (norm + NORM_EPSILON)
+
+
+def rows_of(segments: Tensor) -> Rows:
+    """The rows of segments that lie side by side, [S, n, D]."""
+    return lambda part, places: segments[part, places]
+
+
+def rows_per_cast(dim: int) -> int:
+    """Rows of D features that may be held in float32 at once, at least 1."""
+    return max(1, _MAX_CAST_BYTES // (4 * max(1, dim)))
