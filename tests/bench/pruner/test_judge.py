@@ -97,6 +97,17 @@ def test_shortfall():
     assert largest_shortfall(kernel, {1}) == 0.5
 
 
+@pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1)])
+def test_where_all_tie_at_the_start_any_may_be_first(first, second):
+    """From `first`, `second` is the most unlike; from `second`, token 0 would be."""
+    kernel = torch.eye(4, dtype=torch.float64)
+    for i, j, similarity in ((first, second, 0.1), (first, 0, 0.5), (first, 3, 0.6)):
+        kernel[i, j] = kernel[j, i] = similarity
+    assert largest_shortfall(kernel, {first, second}) == 0
+    assert largest_shortfall(kernel, {second, 3}) == 0
+    assert largest_shortfall(kernel, {first, 3}) > 0.1
+
+
 def test_large_videos_are_judged_in_part():
     large = replace(SMALL, num_segments=10_000, tokens_per_segment=256, kept_per_segment=64)
     assert 1 <= num_judged(large) < 100
