@@ -39,6 +39,12 @@ class Judge:
         self.prompts[name] = self.reference.from_messages(messages)
         self.engine_prompts[name] = engine_prompt(self.reference.processor, messages)
 
+    def enter(self, name: str, chat: str, ratio: float, settings: PruningConfig) -> None:
+        """Know by a name a chat of whose videos this fraction enters."""
+        with torch.inference_mode():
+            self.prompts[name] = self.reference.enter(self.prompts[chat], ratio, settings)
+        self.engine_prompts[name] = self.engine_prompts[chat]
+
     def keep(
         self,
         chat: str,

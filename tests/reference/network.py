@@ -36,7 +36,8 @@ class Network:
         token_ids = torch.tensor([*prompt.token_ids, *generated])
         hidden = self.model.get_input_embeddings()(token_ids)
         for item, embedding in zip(prompt.media, media, strict=True):
-            hidden[item.start : item.end] = embedding
+            left = slice(None) if item.entered is None else list(item.entered)
+            hidden[item.start : item.end] = embedding[left]
         return hidden
 
     def positions(self, prompt: Prompt, num_generated: int) -> Tensor:

@@ -15,7 +15,8 @@ class VideoPlan:
         start: position of its first token.
         length: number of its tokens, N.
         num_tail: how many of them, at its end, stay whatever they show.
-        num_slices: number of its time slices.
+        num_slices: number of its time slices; where some of it has not entered, of equal parts.
+        num_missing: tokens that the last of such parts lacks.
         decision_point: position d; nothing from d on may influence the choice.
         question: text positions between the video and d.
         num_kept: number of its tokens that stay, its tail included, between 1 and N.
@@ -25,6 +26,7 @@ class VideoPlan:
     length: int
     num_tail: int
     num_slices: int
+    num_missing: int
     decision_point: int
     question: tuple[int, ...]
     num_kept: int
@@ -60,7 +62,8 @@ def plan_videos(
                 start=video.start,
                 length=video.length,
                 num_tail=tail,
-                num_slices=video.grid_thw[0],
+                num_slices=_slices(video)[0],
+                num_missing=_slices(video)[1],
                 decision_point=decision_point,
                 question=_question(prompt, video, decision_point),
                 num_kept=count,
@@ -68,6 +71,16 @@ def plan_videos(
             for video, count, tail in zip(videos, counts, tails, strict=True)
         ]
     return plans
+
+
+def _slices(video: MediaItem) -> tuple[int, int]:
+    """Number of time slices, or of equal parts of what entered, and what the last one lacks."""
+    slices = video.grid_thw[0]
+    if video.entered is None:
+        return slices, 0
+    part = math.ceil(video.length / slices)
+    parts = math.ceil(video.length / part)
+    return parts, parts * part - video.length
 
 
 def plan_pieces(

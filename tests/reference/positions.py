@@ -27,15 +27,19 @@ def mrope_positions(
         positions[:, token : item.start] = next_position + torch.arange(item.start - token)
         next_position += item.start - token
         grid = _grid(item, tokens_per_second, spatial_merge_size)
-        positions[:, item.start : item.end] = next_position + grid
+        positions[:, item.start : item.end] = next_position + _entered(grid, item)
         next_position += int(grid.max()) + 1
         token = item.end
     positions[:, token:] = next_position + torch.arange(num_tokens - token)
     return positions
 
 
+def _entered(grid: Tensor, item: MediaItem) -> Tensor:
+    return grid if item.entered is None else grid[:, list(item.entered)]
+
+
 def _grid(item: MediaItem, tokens_per_second: float, spatial_merge_size: int) -> Tensor:
-    """Positions [3, item.length] within one item: time slowest, width fastest."""
+    """Positions [3, patches] within one item: time slowest, width fastest."""
     slices, patch_rows, patch_columns = item.grid_thw
     step = item.second_per_grid_t * tokens_per_second
     return torch.cartesian_prod(

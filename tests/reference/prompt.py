@@ -1,7 +1,7 @@
 """Chat messages to token ids and media items, the way the engine prepares them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ class MediaItem:
         pixel_values: [patches, patch_dim] float, normalised.
         grid_thw: time slices, patch rows and patch columns, before the spatial merge.
         second_per_grid_t: seconds between two time slices; unused for images.
+        entered: which of the merged patches have a token, ascending; None for all of them.
     """
 
     modality: str
@@ -34,6 +35,7 @@ class MediaItem:
     pixel_values: Tensor
     grid_thw: tuple[int, int, int]
     second_per_grid_t: float = 1.0
+    entered: tuple[int, ...] | None = None
 
     @property
     def end(self) -> int:
@@ -51,6 +53,19 @@ class Prompt:
     @property
     def videos(self) -> tuple[MediaItem, ...]:
         return tuple(item for item in self.media if item.modality == "video")
+
+    def entered(self, chosen: Sequence[Sequence[int]]) -> "Prompt":
+        """The prompt in which of each video these tokens alone are left."""
+        token_ids, media, token, waiting = [], [], 0, iter(chosen)
+        for item in self.media:
+            token_ids += self.token_ids[token : item.start]
+            left = tuple(next(waiting)) if item.modality == "video" else None
+            length = item.length if left is None else len(left)
+            media.append(replace(item, start=len(token_ids), length=length, entered=left))
+            token_ids += self.token_ids[item.start : item.start + length]
+            token = item.end
+        token_ids += self.token_ids[token:]
+        return replace(self, token_ids=tuple(token_ids), media=tuple(media))
 
 
 def chat_text(processor: ProcessorMixin, messages: Messages) -> str:

@@ -11,7 +11,7 @@ from transformers import AutoProcessor
 from vllm_dpp.pruning import PruningConfig
 
 from .network import Network
-from .plan import VideoPlan, plan_videos
+from .plan import VideoPlan, num_kept, plan_videos
 from .prompt import Messages, Prompt, prompt_from_messages
 from .selection import Select, naive_selection
 
@@ -59,6 +59,17 @@ class Reference:
     def from_messages(self, messages: Messages) -> Prompt:
         """Tokens and media of a chat, through the checkpoint's own processor."""
         return prompt_from_messages(self.processor, messages, engine_dtype=self.engine_dtype)
+
+    def enter(self, prompt: Prompt, ratio: float, settings: PruningConfig) -> Prompt:
+        """The prompt with what `settings` let in of each video: this fraction of it."""
+        media = self.network.media_embeddings(prompt)
+        select = naive_selection(settings)
+        chosen = [
+            select(tokens, None, num_kept(item.length, ratio), item.grid_thw[0], 0)
+            for item, tokens in zip(prompt.media, media, strict=True)
+            if item.modality == "video"
+        ]
+        return prompt.entered(chosen)
 
     def run(
         self,
@@ -176,7 +187,8 @@ def _choose(
         return list(range(plan.length))
     tail = range(plan.length - plan.num_tail, plan.length)
     wanted = plan.num_kept - len(tail)
-    chosen = select(features, relevance, wanted, plan.num_slices, plan.num_tail)
+    beyond = plan.num_tail + plan.num_missing
+    chosen = select(features, relevance, wanted, plan.num_slices, beyond)
     indices = [*(int(index) for index in chosen), *tail]
     if len(indices) != plan.num_kept:
         raise ValueError(f"the plan keeps {plan.num_kept} tokens, but {len(indices)} were chosen")

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 ARG_PREFIX = "dpp_"
 RETENTION_RATIO_ARG = "dpp_retention_ratio"
 RECORD_ARG = "dpp_record"
+ENTRY_RATIO_ARG = "dpp_entry_ratio"
+"""Of ``mm_processor_kwargs``, which enter the hash of a request's media; and the name under which
+the start-up hook leaves the server's ratio in the model's ``hf_config``, all that a processor and a
+worker both see."""
 CHOICES = ("rule", "relevance_sign", "relevance_floor")
 """Settings that a request may choose for itself, under their names with our prefix.
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from vllm_dpp.pruning.checks import require_choice, require_ratio
 from vllm_dpp.pruning.config import PruningConfig
 from vllm_dpp.pruning.rules import RULES
 
@@ -29,6 +30,9 @@ class ServingSettings(PruningConfig):
         prune_layer: K, with 0 <= K < number of layers: layers below K see every token, the others
             only the kept ones. ``None`` picks the layer nearest to half of the depth that
             wastes no KV pages.
+        entry_ratio: Fraction of a video's tokens that enter the decoder, in (0, 1]; 1 lets all of
+            them in. `retention_ratio` is of those that enter.
+        entry_rule: The rule that chooses them, which sees no question.
         min_retention_ratio: The smallest ``dpp_retention_ratio`` a request may ask for.
         record_dir: Folder for the records that requests with ``dpp_record`` ask for; ``None``
             refuses such requests.
@@ -47,6 +51,8 @@ class ServingSettings(PruningConfig):
     """
 
     prune_layer: int | None = None
+    entry_ratio: float = 1.0
+    entry_rule: str = "change"
     min_retention_ratio: float = 0.01
     record_dir: str | None = None
     turn_end_token_id: int | None = None
@@ -67,6 +73,8 @@ class ServingSettings(PruningConfig):
                 raise ValueError(f"{name} must be an integer >= 1 or null, got {value!r}")
         if not _is_int(self.max_records) or self.max_records < 1:
             raise ValueError(f"max_records must be an integer >= 1, got {self.max_records!r}")
+        require_ratio("entry_ratio", self.entry_ratio)
+        require_choice("entry_rule", self.entry_rule, [r for r in RULES if r != "attention"])
         if self.decide_every is not None:
             self._check_pieces()
         low = self.min_retention_ratio
@@ -138,6 +146,20 @@ class ServingSettings(PruningConfig):
             return self.max_deferred_tokens
         scheduler = vllm_config.scheduler_config
         return vllm_config.model_config.max_model_len + scheduler.max_num_batched_tokens
+
+    @property
+    def entry_config(self) -> PruningConfig:
+        """How to select what enters: in the same segments, whose budgets follow their change."""
+        return PruningConfig(
+            rule=self.entry_rule,
+            relevance="none",
+            budget="relevance",
+            segment_by=self.segment_by,
+            slices_per_segment=self.slices_per_segment,
+            num_segments=self.num_segments,
+            projection_dim=self.projection_dim,
+            max_kernel_bytes=self.max_kernel_bytes,
+        )
 
     @property
     def reads_question(self) -> bool:

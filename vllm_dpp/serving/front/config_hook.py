@@ -12,6 +12,7 @@ from vllm.platforms import current_platform
 from vllm_dpp.serving.front.families import family_of
 from vllm_dpp.serving.front.refusals import refused
 from vllm_dpp.serving.layer_groups import default_prune_layer, wasted_fraction
+from vllm_dpp.serving.request_plan import ENTRY_RATIO_ARG
 from vllm_dpp.serving.settings import SECTION, ResolvedConfig, ServingSettings
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class PruningConfigHook(VerifyAndUpdateConfig):
         vllm_config.additional_config = ResolvedConfig(
             vllm_config.additional_config or {}, settings
         )
+        setattr(vllm_config.model_config.hf_config, ENTRY_RATIO_ARG, settings.entry_ratio)
         vllm_config.scheduler_config.scheduler_cls = SCHEDULER
         _choose_worker(vllm_config)
         _choose_cudagraphs(vllm_config)

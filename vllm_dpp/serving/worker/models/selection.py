@@ -25,6 +25,7 @@ from vllm_dpp.serving.plan import PrunedVideo
 from vllm_dpp.serving.settings import ServingSettings
 from vllm_dpp.serving.step import RangeRows
 from vllm_dpp.serving.worker.context import PruningContext
+from vllm_dpp.serving.worker.models.agreement import agree
 
 Select = Callable[[Sequence[VideoTokens], PruningConfig], list[torch.Tensor]]
 TOKENS_PER_SLICE = 256
@@ -149,7 +150,7 @@ class VideoSelector:
             for part in parts
             for _ in part.turn.videos
         ]
-        waiting = iter([_agree(indices) for indices in self._select_by(videos, settings)])
+        waiting = iter([agree(indices) for indices in self._select_by(videos, settings)])
         kept = [[next(waiting) for _ in part.turn.videos] for part in parts]
         for part, indices in zip(parts, kept, strict=True):
             self.context.decided(part.request_id, part.turn, indices)
@@ -170,8 +171,22 @@ class VideoSelector:
         """How the pruner is to see a video in time; a piece is one segment."""
         if video.piece_of is not None:
             return {"num_slices": 1}
-        grid = self.context.requests[request_id].grids[video.start]
-        return {"num_slices": grid[0], "num_tail": video.num_tail}
+        slices, rows, columns = self.context.requests[request_id].grids[video.start]
+        return _in_slices(video, slices, slices * rows * columns)
+
+
+def _in_slices(video: PrunedVideo, num_slices: int, num_tokens: int) -> dict[str, int]:
+    """The slices and the tail of a video of so many slices and tokens, all of them entered or not.
+
+    Where some have not entered, the host does not know of which slices they were: slices are equal
+    parts of those that have, in order of time.
+    """
+    entered = video.length_with_tail
+    if entered == num_tokens:
+        return {"num_slices": num_slices, "num_tail": video.num_tail}
+    per_slice = -(-entered // num_slices)
+    num_slices = -(-entered // per_slice)
+    return {"num_slices": num_slices, "num_tail": num_slices * per_slice - video.length}
 
 
 def merged(states: States, rows: slice) -> torch.Tensor:
@@ -221,10 +236,3 @@ def _all_reduce(relevance: torch.Tensor) -> torch.Tensor:
     if get_tensor_model_parallel_world_size() == 1:
         return relevance
     return tensor_model_parallel_all_reduce(relevance)
-
-
-def _agree(indices: torch.Tensor) -> torch.Tensor:
-    """The first rank's choice, so that rounding cannot make tensor-parallel ranks differ."""
-    if get_tensor_model_parallel_world_size() == 1:
-        return indices
-    return get_tp_group().broadcast(indices.contiguous(), src=0)
