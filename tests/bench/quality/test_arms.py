@@ -4,7 +4,6 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from vllm_dpp.bench.cost_model import kv_share, retention_at  # noqa: E402
 from vllm_dpp.bench.quality.arms import (  # noqa: E402
     BUDGETS,
     DEFAULT_METHODS,
@@ -14,6 +13,7 @@ from vllm_dpp.bench.quality.arms import (  # noqa: E402
     make_arms,
     parse_method,
 )
+from vllm_dpp.serving.cost_model import kv_share, retention_at  # noqa: E402
 
 
 def test_names() -> None:

@@ -8,9 +8,9 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from vllm_dpp.bench.cost_model import kv_share  # noqa: E402
 from vllm_dpp.bench.quality.command import main  # noqa: E402
 from vllm_dpp.quality.model import LEARNED, MODEL, TRAINED  # noqa: E402
+from vllm_dpp.serving.cost_model import kv_share  # noqa: E402
 from vllm_dpp.serving.layer_groups import default_prune_layer  # noqa: E402
 from vllm_dpp.serving.settings import ServingSettings  # noqa: E402
 from vllm_dpp.toy.checkpoint import make_checkpoint  # noqa: E402

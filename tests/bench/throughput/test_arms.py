@@ -2,8 +2,8 @@
 
 import pytest
 
-from vllm_dpp.bench.cost_model import kv_share
 from vllm_dpp.bench.throughput.arms import Arm, Model, parse_arm
+from vllm_dpp.serving.cost_model import kv_share
 
 MODEL = Model("Qwen2_5_VLForConditionalGeneration", num_layers=12)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_dpp.bench.cost_model import kv_share
+from vllm_dpp.serving.cost_model import kv_share
 from vllm_dpp.serving.request_plan import RETENTION_RATIO_ARG
 
 ARMS = ("stock", "dpp", "dpp-none", "dpp-pieces", "evs")

@@ -2,17 +2,23 @@
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 
-from vllm_dpp.bench.cost_model import retention_at
 from vllm_dpp.bench.quality.selectors import SELECTORS
+from vllm_dpp.serving.cost_model import KEPT_OF_ENTERED, retention_at, two_stage_ratios
 
-BUDGETS = (0.6, 0.4, 0.3, 0.2)
+BUDGETS = (0.6, 0.4, 0.3, 0.2, 0.15, 0.1)
 """Shares of the video's LM prefill and KV that are left."""
 
 FULL, EVS, FRAMES, RESOLUTION = "full", "evs", "frames", "resolution"
 _WITHOUT_LAYER = (FULL, EVS, FRAMES, RESOLUTION)
-GRAMMAR = "full, evs, frames, resolution, or SELECTOR@K[:last], SELECTOR one of " + ", ".join(
-    SELECTORS
+ENTRY_RULES = ("change", "dpp", "uniform", "random")
+"""That choose what enters the decoder, without a question."""
+GRAMMAR = (
+    "full, evs, frames, resolution; RULE, which chooses what enters the decoder, one of "
+    f"{', '.join(ENTRY_RULES)}; SELECTOR@K[:last], which chooses at layer K, SELECTOR one of "
+    f"{', '.join(SELECTORS)}; or both, RULE+SELECTOR@K[:FRACTION], where K keeps 1/4 or FRACTION "
+    "of what enters"
 )
 
 _AT_LAYER = {
@@ -24,11 +30,16 @@ _AT_LAYER = {
     "dpp-4-equal dpp-4-relevance dpp-4-spectrum dpp-scene-spectrum",
     4: "random attention dpp-none dpp-softened",
 }
+TWO_STAGES = "change+dpp-softened-0.6@4"
 DEFAULT_METHODS = (
     FULL,
     EVS,
     FRAMES,
     RESOLUTION,
+    "change",
+    TWO_STAGES,
+    "change+dpp-softened@4:1/2",
+    "change+dpp-none@4:1/2",
     *(f"{name}@{layer}" for layer, names in _AT_LAYER.items() for name in names.split()),
     "attention@3:last",
     "dpp-softened@3:last",
@@ -44,12 +55,28 @@ class Method:
         layer: K; None for what happens before the decoder, and for `full`.
         selector: name of the rule; None where there is no layer.
         last_token: the relevance is that of the question's last token, not its mean.
+        entry: the rule that chooses what enters the decoder; None where everything does.
+        fraction: of what enters that stays from layer K on, where `entry` is given.
     """
 
     name: str
     layer: int | None = None
     selector: str | None = None
     last_token: bool = False
+    entry: str | None = None
+    fraction: float = 1.0
+
+    def ratios(self, share: float, num_layers: int) -> tuple[float, float]:
+        """What enters the decoder of the video, and what is kept at layer K of that.
+
+        Raises:
+            ValueError: the layers below K alone take `share` or more.
+        """
+        if self.entry is None:
+            return 1.0, 1.0 if self.layer is None else retention_at(share, self.layer, num_layers)
+        if self.layer is None:
+            return share, 1.0
+        return two_stage_ratios(share, self.layer, num_layers, self.fraction)
 
 
 def parse_method(text: str) -> Method:
@@ -60,10 +87,21 @@ def parse_method(text: str) -> Method:
     """
     if text in _WITHOUT_LAYER:
         return Method(text)
-    match = re.fullmatch(r"([\w.-]+)@(\d+)(:last)?", text)
-    if match is None or match[1] not in SELECTORS:
+    if text in ENTRY_RULES:
+        return Method(text, entry=text)
+    match = re.fullmatch(r"(?:(\w+)\+)?([\w.-]+)@(\d+)(?::(last|\d+/\d+))?", text)
+    if match is None or match[2] not in SELECTORS or match[1] not in (None, *ENTRY_RULES):
         raise ValueError(f"unknown method {text!r}: expected {GRAMMAR}")
-    return Method(text, int(match[2]), match[1], match[3] is not None)
+    entry, selector, layer, option = match.groups()
+    if entry is None:
+        if option not in (None, "last"):
+            raise ValueError(f"{text!r}: a fraction of what enters needs a RULE+ before it")
+        return Method(text, int(layer), selector, option == "last")
+    fraction = KEPT_OF_ENTERED
+    if option is not None:
+        if option == "last" or not 0 < (fraction := float(Fraction(option))) <= 1:
+            raise ValueError(f"{text!r}: expected a fraction in (0, 1] after the colon")
+    return Method(text, int(layer), selector, entry=entry, fraction=fraction)
 
 
 @dataclass(frozen=True)
@@ -73,10 +111,12 @@ class Engine:
     Args:
         layer: K of the pruning plugin; None for stock vLLM.
         evs_share: share of video tokens that EVS leaves; 1 where it is off.
+        entry: the plugin's rule of what enters; None where everything does.
     """
 
     layer: int | None = None
     evs_share: float = 1.0
+    entry: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,8 +134,12 @@ class Arm:
     @property
     def engine(self) -> Engine:
         """The engine it runs in; arms of equal engines share one."""
-        share = self.budget if self.method.name == EVS else 1.0
-        return Engine(self.method.layer, share)
+        method = self.method
+        layer = _ENTRY_ENGINE_LAYER if method.entry and method.layer is None else method.layer
+        return Engine(layer, self.budget if method.name == EVS else 1.0, method.entry)
+
+
+_ENTRY_ENGINE_LAYER = 4  # where nothing is pruned in the middle: that of TWO_STAGES, to share it
 
 
 def make_arms(methods: list[Method], budgets: list[float], num_layers: int) -> list[Arm]:
@@ -115,10 +159,8 @@ def make_arms(methods: list[Method], budgets: list[float], num_layers: int) -> l
 
 
 def _feasible(method: Method, budget: float, num_layers: int) -> bool:
-    if method.layer is None:
-        return True
     try:
-        retention_at(budget, method.layer, num_layers)
+        method.ratios(budget, num_layers)
     except ValueError:
         return False
     return True

@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _drawn(arms: list[Arm], against: list[str]) -> list[Arm]:
     """The smallest budget of the first method that chooses tokens."""
-    choosing = [arm for arm in arms if arm.method.layer is not None]
+    choosing = [arm for arm in arms if arm.method.selector and arm.method.entry is None]
     for name in against:
         own = [arm for arm in choosing if arm.method.name == name]
         if own:

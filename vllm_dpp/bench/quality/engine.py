@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vllm_dpp.bench.cost_model import kv_share, retention_at
 from vllm_dpp.bench.evs_on_cpu import mend_evs_on_cpu
 from vllm_dpp.bench.quality.arms import FRAMES, RESOLUTION, Arm, Engine, Method
 from vllm_dpp.bench.quality.checkpoints import ARCHITECTURE, Checkpoint
@@ -18,8 +17,9 @@ from vllm_dpp.pruning.budget import num_kept
 from vllm_dpp.quality.packing import AFTER_QUESTION, AFTER_VIDEO, BEFORE_VIDEO
 from vllm_dpp.quality.render import FPS
 from vllm_dpp.quality.shapes import CELL
+from vllm_dpp.serving.cost_model import kv_share
 from vllm_dpp.serving.front.families import family_of
-from vllm_dpp.serving.request_plan import RETENTION_RATIO_ARG
+from vllm_dpp.serving.request_plan import ENTRY_RATIO_ARG, RETENTION_RATIO_ARG
 from vllm_dpp.serving.settings import SECTION
 from vllm_dpp.serving.step import RangeRows
 from vllm_dpp.toy.tokenizer import VIDEO_PAD
@@ -85,7 +85,7 @@ class QualityEngine:
     def answer(self, arm: Arm) -> Answers:
         """Asks everything at one method and budget."""
         outputs, chosen = self._ask(arm, self.test_set.asked)
-        if arm.method.layer is not None and len(chosen) != len(outputs):
+        if arm.method.selector is not None and len(chosen) != len(outputs):
             raise RuntimeError(f"{arm}: not every video was selected from")
         right = tuple(
             output.outputs[0].text.strip() == item.question.answer
@@ -107,23 +107,27 @@ class QualityEngine:
         from vllm import SamplingParams
 
         extra, chosen = None, []
-        if arm.method.layer is not None:
-            ratio = retention_at(arm.budget, arm.method.layer, self.num_layers)
+        entry_ratio, ratio = arm.method.ratios(arm.budget, self.num_layers)
+        if arm.method.selector is not None:
             extra = {RETENTION_RATIO_ARG: ratio}
             chosen = self._choose_by(arm.method)
+        elif arm.method.entry is not None:
+            extra = {RETENTION_RATIO_ARG: 1}
         sampling = SamplingParams(max_tokens=1, temperature=0.0, extra_args=extra)
         prompts = list(_prompts(self.test_set, asked, arm))
+        if arm.method.entry is not None:
+            for prompt in prompts:
+                prompt["mm_processor_kwargs"] = {ENTRY_RATIO_ARG: entry_ratio}
         return self._llm.generate(prompts, sampling, use_tqdm=False), chosen
 
     def _answers(self, arm: Arm, entered: int, right: tuple[bool, ...]) -> Answers:
-        if arm.method.layer is None:
-            frames, height, width, _ = self.test_set.videos[0].shape
-            total = frames // 2 * (height // CELL) * (width // CELL)
+        frames, height, width, _ = self.test_set.videos[0].shape
+        total = frames // 2 * (height // CELL) * (width // CELL)
+        if arm.method.selector is None:
             return Answers(entered, entered / total, right)
-        ratio = retention_at(arm.budget, arm.method.layer, self.num_layers)
-        kept = num_kept(entered, ratio)
-        share = kv_share(arm.method.layer, self.num_layers, kept / entered)
-        return Answers(kept, share, right)
+        kept = num_kept(entered, arm.method.ratios(arm.budget, self.num_layers)[1])
+        share = kv_share(arm.method.layer or 0, self.num_layers, kept / entered)
+        return Answers(kept, share * entered / total, right)
 
     def _choose_by(self, method: Method) -> list[Tensor]:
         """Puts the method's rule into the model. Returns a list that its choices are added to."""
@@ -154,6 +158,8 @@ class QualityEngine:
 def _own_args(engine: Engine) -> dict[str, Any]:
     if engine.layer is not None:
         settings = {"prune_layer": engine.layer, "relevance": "question"}
+        if engine.entry is not None:
+            settings["entry_rule"] = engine.entry
         return {
             "hf_overrides": {"architectures": [family_of(ARCHITECTURE).variant]},
             "additional_config": {SECTION: settings},

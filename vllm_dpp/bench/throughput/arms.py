@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllm_dpp.bench.cost_model import kv_share
+from vllm_dpp.serving.cost_model import kv_share
 from vllm_dpp.serving.front.families import family_of
 from vllm_dpp.serving.layer_groups import default_prune_layer
 from vllm_dpp.serving.request_plan import RETENTION_RATIO_ARG

@@ -63,7 +63,7 @@ class EntryProcessorMixin:
 
         return [shortened(update) for update in updates]
 
-    def _entry_ratio(self, hf_kwargs: Mapping[str, object]) -> float:
+    def _entry_ratio(self, hf_kwargs: Mapping[str, Any]) -> float:
         """The request's own ratio, or the server's."""
         ratio = hf_kwargs.get(ENTRY_RATIO_ARG)
         if ratio is None:

@@ -5,6 +5,10 @@ video's prefill FLOPs and KV bytes is left. (Attention scores, quadratic in the 
 out: at the lengths of chats the linear layers dominate.)
 """
 
+KEPT_OF_ENTERED = 0.25
+"""What the middle stage keeps of what entered, where one number sets both stages: on long videos,
+where reading the question pays, more that enters and less that is kept answers best."""
+
 
 def kv_share(prune_layer: int, num_layers: int, retention_ratio: float) -> float:
     """Share of video KV left with K lower layers of L: K/L + (1 - K/L) r."""
@@ -24,3 +28,24 @@ def retention_at(share: float, prune_layer: int, num_layers: int) -> float:
             f"layers below {prune_layer} of {num_layers} take {lower:.3f}, not less than {share}"
         )
     return (share - lower) / (1 - lower)
+
+
+def two_stage_ratios(
+    share: float, prune_layer: int, num_layers: int, fraction: float = KEPT_OF_ENTERED
+) -> tuple[float, float]:
+    """What enters the decoder, of the video, and what is kept at layer K, of that.
+
+    Entering tokens take K/L of their cost, kept ones all of it, so that `share` is left at
+    r0 = share / (K/L + (1 - K/L) fraction). Where that is more than 1, everything enters and more
+    of it is kept.
+
+    Args:
+        share: of the video's prefill and KV that may be left, in (0, 1].
+        prune_layer: K.
+        num_layers: L.
+        fraction: kept of what enters, in (0, 1].
+    """
+    entering = share / kv_share(prune_layer, num_layers, fraction)
+    if entering <= 1:
+        return entering, fraction
+    return 1.0, retention_at(share, prune_layer, num_layers)
