@@ -23,9 +23,9 @@ STEP = {"max_num_batched_tokens": 64}  # videos are read over several steps
 @pytest.mark.parametrize(
     ("engine", "settings"),
     [
-        ({"enforce_eager": False}, SETTINGS),
+        ({"enforce_eager": False}, replace(SETTINGS, entry_ratio=0.5)),
         (TENSOR_PARALLEL, SETTINGS),
-        (TENSOR_PARALLEL, replace(SETTINGS, shard_selection=True)),
+        (TENSOR_PARALLEL, replace(SETTINGS, shard_selection=True, entry_ratio=0.5)),
     ],
     ids=["compiled", "tensor parallel", "sharded"],
 )
@@ -45,8 +45,10 @@ def test_answers_stay_exact(
             [Arrival(chat, judge.engine_prompts[chat], extra_args=args) for chat in CHATS]
         )
     for chat in CHATS:
-        keep = judge.keep(chat, RATIO, settings.split_layer, settings)
-        difference = judge.difference(traffic.answers[chat], chat, SETTINGS.split_layer, keep)
+        name = f"{chat} of which {settings.entry_ratio} enters"
+        judge.enter(name, chat, settings.entry_ratio, settings.entry_config)
+        keep = judge.keep(name, RATIO, settings.split_layer, settings)
+        difference = judge.difference(traffic.answers[chat], name, SETTINGS.split_layer, keep)
         assert difference <= TOLERANCE
     assert traffic.blocks_held == 0
 

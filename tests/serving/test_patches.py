@@ -7,15 +7,19 @@ import torch
 import vllm
 from vllm.forward_context import ForwardContext
 from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLMultiModalProcessor
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
-from vllm.v1.worker import cpu_worker
+from vllm.v1.worker import cpu_worker, gpu_model_runner
+from vllm.v1.worker.gpu.mm import encoder_runner
 
 from vllm_dpp.serving.engine.kv_cache import CompactAttentionManager, CompactAttentionSpec
 from vllm_dpp.serving.engine.scheduler import PruningSchedulerMixin
+from vllm_dpp.serving.front.entry import EntryProcessorMixin
 from vllm_dpp.serving.worker.attention import CompactAttention, make_compact
 from vllm_dpp.serving.worker.model_state import PruningModelState
+from vllm_dpp.serving.worker.models.qwen2_5_vl import DPPQwen2_5_VLForConditionalGeneration
 from vllm_dpp.serving.worker.v1.runner import PruningCPUModelRunner
 
 
@@ -81,13 +85,29 @@ OVERRIDDEN = {
         "_prepare_inputs": "scheduler_output num_scheduled_tokens",
         "_dummy_run": None,
     },
+    EntryProcessorMixin: {
+        "_apply_hf_processor_main": "mm_items hf_kwargs",
+        "_get_mm_fields_config": "hf_inputs hf_processor_mm_kwargs",
+        "_get_prompt_updates": "mm_items hf_processor_mm_kwargs out_mm_kwargs",
+    },
+    DPPQwen2_5_VLForConditionalGeneration: {
+        "embed_multimodal": "kwargs",
+        "embed_input_ids": "input_ids multimodal_embeddings is_multimodal",
+        "forward": "input_ids positions intermediate_tensors inputs_embeds kwargs",
+        "get_encoder_cudagraph_config": "",
+        "get_mrope_input_positions": "input_tokens mm_features",
+    },
 }
 """What the cards say we override, with vLLM's own parameters; None where all are passed on."""
 
 
+BASES = {EntryProcessorMixin: Qwen2_5_VLMultiModalProcessor}
+"""Of mixins, the class that they are mixed with."""
+
+
 @pytest.mark.parametrize("ours", OVERRIDDEN, ids=lambda cls: cls.__name__)
 def test_overridden_methods_are_those_of_the_cards_and_have_not_moved(ours: type) -> None:
-    (base, *_) = ours.__bases__
+    base = BASES.get(ours, ours.__bases__[0])
     found = {
         name
         for name, value in vars(ours).items()
@@ -109,6 +129,14 @@ def test_schedule_still_calls_what_we_override() -> None:
     assert source.index("self._ec_transfer_pending(") > source.index(
         "self._get_local_prefix_cache_hit("
     ), "a hit is known before a request is passed over"
+
+
+def test_the_runners_call_what_takes_places_off_and_adds_them() -> None:
+    """Each step embeds its rows and then runs them; video graphs would pass by the selection."""
+    for module in (gpu_model_runner, encoder_runner):
+        assert "self.model.embed_input_ids(" in inspect.getsource(module)
+        assert "embed_multimodal(**mm_kwargs_batch)" in inspect.getsource(module)
+        assert "supports_modality(modality)" in inspect.getsource(module)
 
 
 def test_the_forward_context_has_what_a_pass_exchanges() -> None:

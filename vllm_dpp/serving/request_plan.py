@@ -19,6 +19,8 @@ ENTRY_RATIO_ARG = "dpp_entry_ratio"
 """Of ``mm_processor_kwargs``, which enter the hash of a request's media; and the name under which
 the start-up hook leaves the server's ratio in the model's ``hf_config``, all that a processor and a
 worker both see."""
+VIDEO_SHARE_ARG = "dpp_video_share"
+"""Of requests over HTTP: one number for both stages."""
 CHOICES = ("rule", "relevance_sign", "relevance_floor")
 """Settings that a request may choose for itself, under their names with our prefix.
 
@@ -50,6 +52,12 @@ class RequestOptions:
         """
         ours = {k: v for k, v in (extra_args or {}).items() if str(k).startswith(ARG_PREFIX)}
         for key in ours:
+            if key in (ENTRY_RATIO_ARG, VIDEO_SHARE_ARG):
+                raise ValueError(
+                    f"{key} is an argument of HTTP requests: here, what enters the decoder is "
+                    f"set by {ENTRY_RATIO_ARG} in the prompt's mm_processor_kwargs, and what is "
+                    f"kept by {RETENTION_RATIO_ARG}"
+                )
             if key not in KNOWN_ARGS:
                 close = difflib.get_close_matches(key, KNOWN_ARGS, n=1)
                 hint = f" (did you mean {close[0]!r}?)" if close else ""

@@ -4,18 +4,20 @@ import hashlib
 import json
 from collections import UserDict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from vllm_dpp.pruning.checks import require_choice, require_ratio
 from vllm_dpp.pruning.config import PruningConfig
 from vllm_dpp.pruning.rules import RULES
+from vllm_dpp.serving.cost_model import two_stage_ratios
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 PIECES_NEED = {"rule": "dpp", "relevance": "none", "budget": "length", "segment_by": "slices"}
+SET_BY_SHARE = ("entry_ratio", "retention_ratio")
 SECTION = "dpp"
 """Key of our settings in vLLM's ``--additional-config``."""
 
@@ -30,6 +32,9 @@ class ServingSettings(PruningConfig):
         prune_layer: K, with 0 <= K < number of layers: layers below K see every token, the others
             only the kept ones. ``None`` picks the layer nearest to half of the depth that
             wastes no KV pages.
+        video_share: Share of a video's prefill and KV in the decoder that may be left, in (0, 1]:
+            one number in place of `entry_ratio` and `retention_ratio`, which follow from it and
+            `prune_layer` (``cost_model.two_stage_ratios``). ``None`` leaves both as they are.
         entry_ratio: Fraction of a video's tokens that enter the decoder, in (0, 1]; 1 lets all of
             them in. `retention_ratio` is of those that enter.
         entry_rule: The rule that chooses them, which sees no question.
@@ -51,6 +56,7 @@ class ServingSettings(PruningConfig):
     """
 
     prune_layer: int | None = None
+    video_share: float | None = None
     entry_ratio: float = 1.0
     entry_rule: str = "change"
     min_retention_ratio: float = 0.01
@@ -74,6 +80,11 @@ class ServingSettings(PruningConfig):
         if not _is_int(self.max_records) or self.max_records < 1:
             raise ValueError(f"max_records must be an integer >= 1, got {self.max_records!r}")
         require_ratio("entry_ratio", self.entry_ratio)
+        if self.video_share is not None:
+            require_ratio("video_share", self.video_share)
+            for field in fields(self):
+                if field.name in SET_BY_SHARE and getattr(self, field.name) != field.default:
+                    raise ValueError(f"video_share sets {field.name}: give one of them")
         require_choice("entry_rule", self.entry_rule, [r for r in RULES if r != "attention"])
         if self.decide_every is not None:
             self._check_pieces()
@@ -139,6 +150,17 @@ class ServingSettings(PruningConfig):
     def turn_end(self) -> int:
         """``turn_end_token_id`` of an engine that has started."""
         return _resolved("turn_end_token_id", self.turn_end_token_id)
+
+    def with_ratios(self, num_layers: int) -> Self:
+        """The settings with the ratios that `video_share` stands for, if it is given.
+
+        Args:
+            num_layers: Of the decoder; `prune_layer` is known.
+        """
+        if self.video_share is None:
+            return self
+        entry, kept = two_stage_ratios(self.video_share, self.split_layer, num_layers)
+        return replace(self, video_share=None, entry_ratio=entry, retention_ratio=kept)
 
     def deferred_rows(self, vllm_config: "VllmConfig") -> int:
         """Rows of the buffer for ranges that are read over several steps."""

@@ -10,6 +10,7 @@ from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
 from vllm_dpp.serving.front.families import family_of
+from vllm_dpp.serving.front.meaning import meaning
 from vllm_dpp.serving.front.refusals import refused
 from vllm_dpp.serving.layer_groups import default_prune_layer, wasted_fraction
 from vllm_dpp.serving.request_plan import ENTRY_RATIO_ARG
@@ -37,6 +38,7 @@ class PruningConfigHook(VerifyAndUpdateConfig):
         _raise_for("; ".join(refused(vllm_config)))
         settings = resolve(vllm_config)
         _warn_about_waste(vllm_config.model_config, settings)
+        logger.info("%s", meaning(settings, vllm_config))
         vllm_config.additional_config = ResolvedConfig(
             vllm_config.additional_config or {}, settings
         )
@@ -62,7 +64,8 @@ def resolve(vllm_config: "VllmConfig") -> ServingSettings:
     if token is None:
         token = _turn_end_token_id(model_config)
     _make_record_dir(settings)
-    return replace(settings, prune_layer=layer, turn_end_token_id=token)
+    resolved = replace(settings, prune_layer=layer, turn_end_token_id=token)
+    return resolved.with_ratios(num_layers)
 
 
 def _turn_end_token_id(model_config: "ModelConfig") -> int:

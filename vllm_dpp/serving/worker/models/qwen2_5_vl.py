@@ -1,6 +1,7 @@
 """Qwen2.5-VL with video pruning before and in the middle of the decoder."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -85,11 +86,15 @@ class DPPQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
     ) -> Any:
         return super().forward(input_ids, self.entry.place(positions), *args, **kwargs)
 
+    def get_encoder_cudagraph_config(self) -> Any:
+        """Without videos: the graphs' outputs pass by `embed_multimodal`."""
+        config = super().get_encoder_cudagraph_config()
+        return replace(config, modalities=[m for m in config.modalities if m != "video"])
+
     def get_mrope_input_positions(
         self, input_tokens: list[int], mm_features: list[MultiModalFeatureSpec]
     ) -> tuple[torch.Tensor, int]:
-        items = list(self._media(mm_features))
-        return prompt_positions(len(input_tokens), items)
+        return prompt_positions(len(input_tokens), self._media(mm_features))
 
     def media_grids(self, mm_features: Sequence[MultiModalFeatureSpec]) -> dict[int, Grid]:
         """Slices, rows and columns of each item's tokens, by first prompt position."""

@@ -1,0 +1,173 @@
+"""The stage before the decoder, part by part: ratios, placeholders, places and their transport."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
+
+from vllm_dpp.pruning import VideoTokens, keep_indices
+from vllm_dpp.serving.cost_model import kv_share, two_stage_ratios
+from vllm_dpp.serving.front.shares import spread
+from vllm_dpp.serving.settings import ServingSettings
+from vllm_dpp.serving.worker.models import entry
+from vllm_dpp.serving.worker.models.entry import EncodedVideo, EntryStage, prompt_positions
+
+WIDTH = 24
+SETTINGS = ServingSettings(prune_layer=4, entry_ratio=0.5)
+
+
+@given(share=st.floats(0.01, 1), layer=st.integers(0, 27), fraction=st.floats(0.05, 1))
+def test_two_stages_leave_the_share(share: float, layer: int, fraction: float) -> None:
+    entering, kept = two_stage_ratios(share, layer, 28, fraction)
+    assert 0 < entering <= 1 and 0 < kept <= 1
+    assert entering * kv_share(layer, 28, kept) == pytest.approx(share)
+    assert kept == fraction or (entering == 1 and kept > fraction)
+
+
+def test_one_number_sets_both_ratios() -> None:
+    settings = ServingSettings(prune_layer=14, video_share=0.3).with_ratios(28)
+    assert settings.entry_ratio == pytest.approx(0.48) and settings.retention_ratio == 0.25
+    assert settings == settings.with_ratios(28)
+    assert ServingSettings(prune_layer=14, video_share=1).with_ratios(28).retention_ratio == 1
+    for more in ({"entry_ratio": 0.5}, {"retention_ratio": 0.5}):
+        with pytest.raises(ValueError, match=f"video_share sets {next(iter(more))}"):
+            ServingSettings(video_share=0.3, **more)
+    for wrong in (0, 1.1, "half", True):
+        with pytest.raises(ValueError, match="video_share must be a number"):
+            ServingSettings(video_share=wrong)
+    with pytest.raises(ValueError, match="entry_rule must be one of 'dpp', 'change'"):
+        ServingSettings(entry_rule="attention")
+
+
+def encoded(seed: int, grid: tuple[int, int, int], entering: int, **more: Any) -> EncodedVideo:
+    rng = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(int(np.prod(grid)), WIDTH, generator=rng)
+    return EncodedVideo(tokens.to(more.pop("dtype", torch.float32)), grid, entering, **more)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_tokens_find_their_places(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the dtype of the features, past 256 in every direction, beside an image."""
+    monkeypatch.setattr(entry, "agree", lambda indices: indices)  # there are no other ranks
+    long = encoded(0, (300, 1, 2), 77, step=25.5, dtype=dtype)
+    wide = encoded(1, (2, 2, 300), 500, step=0.3, dtype=dtype)
+    whole = encoded(2, (1, 3, 3), 9, step=1.0, dtype=dtype)
+    stage = EntryStage(SETTINGS, WIDTH)
+    outputs = stage.select([long, wide, whole])
+    assert outputs[2] is whole.tokens
+
+    text = 5
+    rows = [text, len(outputs[0]), text, len(outputs[1]), len(outputs[2]), text]
+    kinds = torch.repeat_interleave(torch.tensor([0, 1, 0, 1, 1, 0]).bool(), torch.tensor(rows))
+    plain = stage.unpack(outputs, kinds)
+    assert [item.shape[1] for item in plain] == [WIDTH] * 3
+    placed = stage.place(torch.full((3, sum(rows) + 4), 1000))
+    assert (placed[:, -4:] == 1000).all(), "padding rows"
+    assert (placed[:, : sum(rows)][:, ~kinds] == 1000).all(), "text stays"
+    first = rows[0]
+    for video, item, start in (
+        (long, plain[0], first),
+        (wide, plain[1], first + rows[1] + rows[2]),
+    ):
+        tokens = VideoTokens(video.tokens, None, video.num_entering, video.grid[0])
+        (chosen,) = keep_indices([tokens], SETTINGS.entry_config)
+        assert torch.equal(item, video.tokens[chosen])
+        grid = np.indices(video.grid).reshape(3, -1)
+        grid[0] = (grid[0] * video.step).astype(np.int64)
+        expected = torch.from_numpy(grid)[:, chosen] + 1000
+        assert torch.equal(placed[:, start : start + len(chosen)], expected)
+
+    again = torch.full((3, 4), 7)
+    assert torch.equal(stage.place(again.clone()), again), "places are of one step"
+
+
+class StockPositions(SimpleNamespace):
+    """vLLM's own rule, over grids that are given."""
+
+    get_mrope_input_positions = Qwen2_5_VLForConditionalGeneration.get_mrope_input_positions
+
+
+GRIDS = st.tuples(st.integers(1, 6), st.integers(1, 4), st.integers(1, 5))
+MEDIA = st.lists(st.tuples(st.integers(0, 5), GRIDS, st.sampled_from([1.0, 0.4, 2.0, 1.5])))
+
+
+@given(media=MEDIA, tail=st.integers(0, 4), data=st.data())
+def test_positions_are_vllms_wherever_the_host_knows_them(
+    media: list[tuple[int, tuple[int, int, int], float]], tail: int, data: st.DataObject
+) -> None:
+    """Of text always, and of media that enter whole; the others are at their video's start."""
+    if not media and not tail:
+        tail = 1
+    whole, short, drawn, at, short_at = [], [], [], 0, 0
+    keep: list[bool] = []
+    for text, grid, step in media:
+        size = int(np.prod(grid))
+        entering = data.draw(st.integers(1, size))
+        at, short_at = at + text, short_at + text
+        whole.append((at, *grid, step))
+        short.append((short_at, entering, grid, step))
+        drawn.append((short_at, entering, entering == size))
+        keep += [True] * text + [True] * entering + [False] * (size - entering)
+        at, short_at = at + size, short_at + entering
+    keep += [True] * tail
+    stock = StockPositions(iter_mm_grid_thw=lambda features: whole)
+    expected, delta = stock.get_mrope_input_positions([0] * (at + tail), [])
+    found, found_delta = prompt_positions(short_at + tail, short)
+    assert found_delta == delta + (at - short_at)
+    expected = expected[:, torch.tensor(keep)]
+    for start, entering, is_whole in drawn:
+        if not is_whole:
+            expected[:, start : start + entering] = expected[:, start : start + 1]
+    assert torch.equal(found, expected)
+
+
+def chat(**xargs: Any) -> Any:
+    message = {"role": "user", "content": "Hello"}
+    return ChatCompletionRequest(messages=[message], model="m", vllm_xargs=xargs)
+
+
+def test_a_request_over_http_sets_both_stages() -> None:
+    request = chat(dpp_video_share=0.3, dpp_record=1)
+    spread(request, SETTINGS, 8)
+    assert request.vllm_xargs == {"dpp_record": 1, "dpp_retention_ratio": 0.25}
+    assert request.mm_processor_kwargs == {"dpp_entry_ratio": pytest.approx(0.48)}
+
+    request = chat(dpp_entry_ratio=0.7, dpp_retention_ratio=1)
+    request.mm_processor_kwargs = {"max_pixels": 9}
+    spread(request, SETTINGS, 8)
+    assert request.vllm_xargs == {"dpp_retention_ratio": 1}
+    assert request.mm_processor_kwargs == {"max_pixels": 9, "dpp_entry_ratio": 0.7}
+
+    untouched = chat(dpp_retention_ratio=0.5)
+    spread(untouched, SETTINGS, 8)
+    assert untouched.mm_processor_kwargs is None
+    assert untouched.vllm_xargs == {"dpp_retention_ratio": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("xargs", "message"),
+    [
+        ({"dpp_video_share": 2}, "dpp_video_share must be a number in"),
+        ({"dpp_entry_ratio": "half"}, "dpp_entry_ratio must be a number in"),
+        ({"dpp_video_share": 0.5, "dpp_entry_ratio": 0.5}, "leave those out, or it"),
+        ({"dpp_video_share": 0.5, "dpp_retention_ratio": 0.5}, "leave those out, or it"),
+    ],
+)
+def test_contradictions_over_http(xargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        spread(chat(**xargs), SETTINGS, 8)
+
+
+def test_an_endpoint_without_processor_arguments() -> None:
+    request = ResponsesRequest(input="Hello", vllm_xargs={"dpp_entry_ratio": 0.5})
+    if hasattr(request, "mm_processor_kwargs"):
+        pytest.skip("vLLM has given it some")
+    with pytest.raises(ValueError, match="takes no dpp_entry_ratio"):
+        spread(request, SETTINGS, 8)

@@ -1,0 +1,39 @@
+"""What the settings mean, in words and bytes, for the server's log."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from vllm.utils.torch_utils import STR_DTYPE_TO_TORCH_DTYPE
+
+from vllm_dpp.pruning.budget import num_kept
+from vllm_dpp.serving.settings import ServingSettings
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+SLICES_PER_MINUTE, TOKENS_PER_SLICE = 60, 256
+"""Of a video of 448 x 448 pixels, read at 2 frames a second, in Qwen2.5-VL."""
+
+
+def meaning(settings: ServingSettings, vllm_config: "VllmConfig") -> str:
+    """One line: tokens that enter and are kept of a minute of video, and the bytes of their KV."""
+    model = vllm_config.model_config
+    layers, split = model.hf_text_config.num_hidden_layers, settings.split_layer
+    seen = SLICES_PER_MINUTE * TOKENS_PER_SLICE
+    entered = num_kept(seen, settings.entry_ratio)
+    kept = num_kept(entered, settings.retention_ratio)
+    per_layer = 2 * model.get_total_num_kv_heads() * model.get_head_size()
+    per_layer *= _kv_dtype(vllm_config).itemsize
+    left = (split * entered + (layers - split) * kept) * per_layer
+    whole = layers * seen * per_layer
+    return (
+        f"of a minute of video ({seen} tokens: 448 x 448 pixels, 2 frames a second) {entered} "
+        f"tokens enter the decoder and {kept} go on from layer {split} of {layers}: "
+        f"{left / 2**20:.0f} MiB of KV instead of {whole / 2**20:.0f}, "
+        f"{100 * left / whole:.0f} %"
+    )
+
+
+def _kv_dtype(vllm_config: "VllmConfig") -> torch.dtype:
+    name = vllm_config.cache_config.cache_dtype
+    return STR_DTYPE_TO_TORCH_DTYPE.get(name, vllm_config.model_config.dtype)

@@ -1,0 +1,50 @@
+"""What a request over HTTP says about the stage before the decoder, put where vLLM reads it.
+
+``vllm_xargs`` reach the engine, too late for a video's placeholders. So the arguments about what
+enters go into ``mm_processor_kwargs`` of the same request, before its media are read.
+"""
+
+from typing import Any
+
+from vllm_dpp.pruning.checks import require_ratio
+from vllm_dpp.serving.cost_model import two_stage_ratios
+from vllm_dpp.serving.request_plan import ENTRY_RATIO_ARG, RETENTION_RATIO_ARG, VIDEO_SHARE_ARG
+from vllm_dpp.serving.settings import ServingSettings
+
+
+def spread(request: Any, settings: ServingSettings, num_layers: int) -> None:
+    """Give each stage its ratio; the request is changed, and has no such argument afterwards.
+
+    Args:
+        request: Body of any of vLLM's generating endpoints.
+        settings: The server's.
+        num_layers: Of its decoder.
+
+    Raises:
+        ValueError: A ratio is bad, or there are two for a stage.
+    """
+    given = getattr(request, "vllm_xargs", None) or {}
+    ratios = {name: given.get(name) for name in (VIDEO_SHARE_ARG, ENTRY_RATIO_ARG)}
+    ratios = {name: value for name, value in ratios.items() if value is not None}
+    if not ratios and not given.keys() & {VIDEO_SHARE_ARG, ENTRY_RATIO_ARG}:
+        return
+    for name, value in ratios.items():
+        require_ratio(name, value)
+    xargs = {k: v for k, v in given.items() if k not in (VIDEO_SHARE_ARG, ENTRY_RATIO_ARG)}
+    entry = ratios.get(ENTRY_RATIO_ARG)
+    if share := ratios.get(VIDEO_SHARE_ARG):
+        if entry is not None or xargs.get(RETENTION_RATIO_ARG) is not None:
+            raise ValueError(
+                f"{VIDEO_SHARE_ARG} sets {ENTRY_RATIO_ARG} and {RETENTION_RATIO_ARG}: leave "
+                "those out, or it"
+            )
+        entry, kept = two_stage_ratios(share, settings.split_layer, num_layers)
+        xargs[RETENTION_RATIO_ARG] = kept
+    request.vllm_xargs = xargs
+    if entry is not None:
+        if not hasattr(request, "mm_processor_kwargs"):
+            raise ValueError(f"this endpoint takes no {', '.join(ratios)}")
+        kwargs = request.mm_processor_kwargs or {}
+        if kwargs.get(ENTRY_RATIO_ARG) not in (None, entry):
+            raise ValueError(f"mm_processor_kwargs: {ENTRY_RATIO_ARG} contradicts vllm_xargs")
+        request.mm_processor_kwargs = {**kwargs, ENTRY_RATIO_ARG: entry}
