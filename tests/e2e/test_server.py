@@ -174,6 +174,34 @@ def test_two_turns(server: Server, judge: Judge, media: Path, second: str) -> No
     check(ask(server, openai_messages(turns)))
 
 
+@pytest.mark.parametrize(
+    ("xargs", "entering", "kept"),
+    [
+        ({"dpp_entry_ratio": 0.5}, 0.5, 0.25),
+        ({"dpp_entry_ratio": 0.5, "dpp_retention_ratio": 1}, 0.5, 1.0),
+        ({"dpp_video_share": 0.4}, 0.8, 0.25),  # K = 2 of 6 layers: 0.8 (1/3 + 2/3 1/4)
+    ],
+    ids=["both stages", "the first alone", "one number"],
+)
+def test_what_enters_is_the_requests_choice(
+    server: Server,
+    judge: Judge,
+    media: Path,
+    xargs: dict[str, float],
+    entering: float,
+    kept: float,
+) -> None:
+    clip, name = media / "clip0.mp4", f"clip0 of which {entering} enters"
+    judge.add("clip0 whole", [{"role": "user", "content": [part(clip), words(QUESTION)]}])
+    judge.enter(name, "clip0 whole", entering, SETTINGS.entry_config)
+    keep = judge.keep(name, kept, SETTINGS.split_layer, SETTINGS, BLOCK_SIZE)
+    messages = openai_messages([(as_data_url(clip), QUESTION, None)])
+    for _ in range(2):  # the second time from the cache
+        tokens = ask(server, messages, vllm_xargs=xargs)
+        answer = Answer(tokens=tokens, prompt_token_ids=judge.prompts[name].token_ids)
+        judge.difference(answer, name, SETTINGS.split_layer, keep)
+
+
 def test_sixteen_clients_at_once(server: Server, media: Path, one_turn: Any) -> None:
     def client(i: int) -> None:
         seed, ratio = i % 3, (0.25, 1.0)[i % 2]
@@ -192,6 +220,15 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "ratio too low": ({"vllm_xargs": {"dpp_retention_ratio": 0.001}}, "--min-retention-ratio"),
     "misspelt": ({"vllm_xargs": {"dpp_retention": 0.5}}, "did you mean 'dpp_retention_ratio'"),
     "record without a folder": ({"vllm_xargs": {"dpp_record": 1}}, "--record-dir"),
+    "entry ratio above one": ({"vllm_xargs": {"dpp_entry_ratio": 1.5}}, "(0, 1]"),
+    "entry ratio to the processor": (
+        {"mm_processor_kwargs": {"dpp_entry_ratio": 0}},
+        "dpp_entry_ratio must be a number in (0, 1]",
+    ),
+    "two ratios for a stage": (
+        {"vllm_xargs": {"dpp_video_share": 0.5, "dpp_retention_ratio": 0.5}},
+        "leave those out, or it",
+    ),
     "beams": ({"use_beam_search": True, "vllm_xargs": {"dpp_retention_ratio": 1}}, "beam search"),
     "echo": ({"echo": True}, "dpp_retention_ratio=1"),
 }

@@ -1,12 +1,14 @@
 """Refuse a request that cannot be served with HTTP 400, and leave no trace of it.
 
-vLLM asks nobody about a request's arguments, so this module wraps four methods of its front end
+vLLM asks nobody about a request's arguments, so this module wraps parts of its front end
 (``patches/request-admission.md``, ``patches/refused-media.md``):
 
 - ``GenerateBaseServing._check_model``, with which HTTP endpoints begin: what can be known from the
   body is refused before media are read, and before a stream has begun;
 - ``InputProcessor.process_inputs``, which every request passes on its way to the engine: the whole
   check, on what the engine would get;
+- ``validate_request_mm_kwargs``, which keeps clients from setting up the processor: our own
+  argument, which takes no more than the whole video does, passes;
 - ``add_request`` of both engine clients: see :mod:`vllm_dpp.serving.front.media`.
 
 They act only where an engine of ours is asked (``ServingSettings.of_engine``).
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.exceptions import VLLMValidationError
 
 from vllm_dpp.serving.front import media
+from vllm_dpp.serving.front.entry import without_ratio
 from vllm_dpp.serving.front.rules import Demand, check_prompt
 from vllm_dpp.serving.front.shares import spread
 from vllm_dpp.serving.settings import ServingSettings
@@ -59,8 +62,8 @@ def install() -> None:
     build one, too, and import none of it.
     """
     for (module, owner, name), wrapper in WRAPPERS.items():
-        if module in sys.modules:
-            _wrap(getattr(sys.modules[module], owner), name, wrapper)
+        if found := sys.modules.get(module):
+            _wrap(getattr(found, owner) if owner else found, name, wrapper)
 
 
 def check_http_request(request: Any, settings: ServingSettings) -> None:
@@ -75,7 +78,7 @@ def check_engine_request(request: "EngineCoreRequest", settings: ServingSettings
     check_prompt(request, demand.options, settings)
 
 
-def _wrap(owner: type, name: str, wrapper: Callable[[Method], Method]) -> None:
+def _wrap(owner: Any, name: str, wrapper: Callable[[Method], Method]) -> None:
     inner = getattr(owner, name)
     if not hasattr(inner, "admits"):
         wrapped = functools.wraps(inner)(wrapper(inner))
@@ -139,12 +142,20 @@ def _delivering(inner: Method) -> Method:
     return add_request
 
 
-WRAPPERS: dict[tuple[str, str, str], Callable[[Method], Method]] = {
+def _letting_ratio_through(inner: Method) -> Method:
+    def validate_request_mm_kwargs(*, mm_processor_kwargs: Any, **others: Any) -> None:
+        inner(mm_processor_kwargs=without_ratio(mm_processor_kwargs or {}), **others)
+
+    return validate_request_mm_kwargs
+
+
+WRAPPERS: dict[tuple[str, str | None, str], Callable[[Method], Method]] = {
     ("vllm.entrypoints.generate.base.serving", "GenerateBaseServing", "_check_model"): (
         _checking_http
     ),
+    ("vllm.renderers.online_renderer", None, "validate_request_mm_kwargs"): _letting_ratio_through,
     ("vllm.v1.engine.input_processor", "InputProcessor", "process_inputs"): _checking,
     ("vllm.v1.engine.async_llm", "AsyncLLM", "add_request"): _delivering_async,
     ("vllm.v1.engine.llm_engine", "LLMEngine", "add_request"): _delivering,
 }
-"""By module, class and method."""
+"""By module, class (``None`` for the module's own) and function."""
