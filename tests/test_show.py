@@ -57,6 +57,38 @@ def test_kept_cells_are_bright_and_dropped_ones_dark(record: Path, video: Path) 
         np.testing.assert_allclose(centres[~keep], brightness * show.DARKENED, atol=8)
 
 
+def test_both_stages_are_drawn(record: Path, video: Path) -> None:
+    """`keep` counts what entered; what entered and was dropped is less dark than the rest."""
+    entered = list(range(0, 24, 2))
+    videos = [
+        {
+            "start": 7,
+            "grid": [SLICES, ROWS, COLUMNS],
+            "num_entered": 12,
+            "entered": entered,
+            "keep": [0, 5, 11],
+        }
+    ]
+    record.write_text(json.dumps({"request_id": "r", "videos": videos}))
+    shown = show.KeptVideo.load(record)
+    assert np.flatnonzero(shown.kept).tolist() == [0, 10, 22]
+    assert shown.entered is not None and np.flatnonzero(shown.entered).tolist() == entered
+    frames = show.read_frames(video, SLICES)
+    centres = cell_centres(show.draw_slice(frames[0], shown.kept[0], shown.entered[0]))
+    dropped = shown.entered[0] & ~shown.kept[0]
+    np.testing.assert_allclose(centres[dropped], 255 * show.ENTERED, atol=8)
+    np.testing.assert_allclose(centres[~shown.entered[0]], 255 * show.DARKENED, atol=8)
+    assert show.draw(shown, frames).size == show.draw(show.KeptVideo(shown.kept, "r"), frames).size
+
+    del videos[0]["keep"]  # nothing is dropped in the middle
+    record.write_text(json.dumps({"request_id": "r", "videos": videos}))
+    assert np.flatnonzero(show.KeptVideo.load(record).kept).tolist() == entered
+    videos[0]["num_entered"] = 15
+    record.write_text(json.dumps({"request_id": "r", "videos": videos}))
+    with pytest.raises(ValueError, match="3 of its tokens came from the prefix cache"):
+        show.KeptVideo.load(record)
+
+
 def test_kept_areas_have_an_outline_and_dropped_cells_none(record: Path, video: Path) -> None:
     keep = show.KeptVideo.load(record).kept[0]  # the cells (0, 0) and (1, 1)
     pixels = np.asarray(show.draw_slice(show.read_frames(video, SLICES)[0], keep))

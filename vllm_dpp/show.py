@@ -18,7 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 TILE_WIDTH = 400  # pixels of one picture, about
 MARGIN, GAP, CAPTION, HEADER = 28, 16, 26, 78
-DARKENED = 0.3  # brightness of a dropped cell, which is also grey
+DARKENED = 0.3  # brightness of a cell that did not enter or, if all did, was dropped; it is grey
+ENTERED = 0.6  # of one that entered the decoder and was dropped in its middle, which is grey, too
 BACKGROUND, FOREGROUND, MUTED, ACCENT = "#14161a", "#f2f3f5", "#9aa0aa", (255, 196, 61)
 
 
@@ -29,10 +30,12 @@ class KeptVideo:
     Args:
         kept: [slices, rows, columns] bool.
         title: What the record calls the request.
+        entered: Of the same shape, what entered the decoder; ``None`` where everything did.
     """
 
     kept: np.ndarray
     title: str
+    entered: np.ndarray | None = None
 
     @classmethod
     def load(cls, path: str | Path, index: int = 0) -> "KeptVideo":
@@ -51,12 +54,29 @@ class KeptVideo:
                     f"video {index} came from the prefix cache, so that nothing was selected: the "
                     "record of the request that sent it first has what was kept"
                 )
-            kept = np.zeros(videos[index]["grid"], dtype=bool)
-            kept.reshape(-1)[videos[index]["keep"]] = True
+            kept, entered = _masks(videos[index])
         except (KeyError, TypeError, IndexError, ValueError) as error:
             raise ValueError(f"{path} is not a record of kept tokens: {error}") from error
         which = "" if len(videos) == 1 else f", video {index + 1} of {len(videos)}"
-        return cls(kept, record["request_id"] + which)
+        return cls(kept, record["request_id"] + which, entered)
+
+
+def _masks(video: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
+    """[slices, rows, columns] bool each: what was kept, and what entered if not all did."""
+    kept = np.zeros(video["grid"], dtype=bool)
+    if "entered" not in video:
+        kept.reshape(-1)[video["keep"]] = True
+        return kept, None
+    indices = np.array(video["entered"], dtype=int)
+    if len(indices) != video["num_entered"]:
+        raise ValueError(
+            f"{video['num_entered'] - len(indices)} of its tokens came from the prefix cache: the "
+            "record of the request that sent it first has what entered"
+        )
+    entered = np.zeros_like(kept)
+    entered.reshape(-1)[indices] = True
+    kept.reshape(-1)[indices[video["keep"]] if "keep" in video else indices] = True
+    return kept, entered
 
 
 def main(argv: Sequence[str]) -> int:
@@ -122,7 +142,8 @@ def draw(video: KeptVideo, frames: Sequence[np.ndarray], columns: int | None = N
     """
     num_slices = len(video.kept)
     columns = min(columns or 4, num_slices)
-    tiles = [draw_slice(frame, kept) for frame, kept in zip(frames, video.kept, strict=True)]
+    entered = video.kept if video.entered is None else video.entered
+    tiles = [draw_slice(*each) for each in zip(frames, video.kept, entered, strict=True)]
     width, height = tiles[0].size
     lines = -(-num_slices // columns)
     canvas = Image.new(
@@ -143,18 +164,23 @@ def draw(video: KeptVideo, frames: Sequence[np.ndarray], columns: int | None = N
     return canvas
 
 
-def draw_slice(frame: np.ndarray, kept: np.ndarray) -> Image.Image:
+def draw_slice(
+    frame: np.ndarray, kept: np.ndarray, entered: np.ndarray | None = None
+) -> Image.Image:
     """One frame with dropped cells dark and a line around kept ones.
 
     Args:
         frame: `[H, W, 3] uint8` RGB.
         kept: `[rows, columns] bool`.
+        entered: of the same shape, cells that are less dark if they are dropped.
     """
     rows, columns = kept.shape
     cell = max(6, round(TILE_WIDTH / columns))
     picture = cv2.resize(frame, (columns * cell, rows * cell), interpolation=cv2.INTER_AREA)
-    bright = np.kron(kept, np.ones((cell, cell), dtype=bool))
-    dark = (cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) * DARKENED).astype(np.uint8)
+    square = np.ones((cell, cell), dtype=bool)
+    bright = np.kron(kept, square)
+    light = np.where(False if entered is None else np.kron(entered, square), ENTERED, DARKENED)
+    dark = (cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) * light).astype(np.uint8)
     picture = np.where(bright[..., None], picture, dark[..., None])
     picture[_border(bright)] = ACCENT
     return Image.fromarray(picture)
@@ -170,9 +196,12 @@ def _border(bright: np.ndarray) -> np.ndarray:
 def _draw_header(pen: ImageDraw.ImageDraw, video: KeptVideo) -> None:
     slices, rows, columns = video.kept.shape
     kept, total = int(video.kept.sum()), video.kept.size
+    entering = ""
+    if video.entered is not None:
+        entering = f", {int(video.entered.sum()):,} entered the decoder"
     pen.text(
         (MARGIN, MARGIN - 6),
-        f"{kept:,} of {total:,} video tokens kept ({kept / total:.0%})",
+        f"{kept:,} of {total:,} video tokens kept ({kept / total:.0%}){entering}",
         font=_font(25),
         fill=FOREGROUND,
     )

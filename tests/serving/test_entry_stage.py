@@ -68,7 +68,9 @@ def test_tokens_find_their_places(dtype: torch.dtype, monkeypatch: pytest.Monkey
     kinds = torch.repeat_interleave(torch.tensor([0, 1, 0, 1, 1, 0]).bool(), torch.tensor(rows))
     plain = stage.unpack(outputs, kinds)
     assert [item.shape[1] for item in plain] == [WIDTH] * 3
-    placed = stage.place(torch.full((3, sum(rows) + 4), 1000))
+    placed = torch.full((3, sum(rows) + 4), 1000)
+    places = stage.place(placed)
+    assert places is not None and places.shape == (sum(rows), 4)
     assert (placed[:, -4:] == 1000).all(), "padding rows"
     assert (placed[:, : sum(rows)][:, ~kinds] == 1000).all(), "text stays"
     first = rows[0]
@@ -83,9 +85,9 @@ def test_tokens_find_their_places(dtype: torch.dtype, monkeypatch: pytest.Monkey
         grid[0] = (grid[0] * video.step).astype(np.int64)
         expected = torch.from_numpy(grid)[:, chosen] + 1000
         assert torch.equal(placed[:, start : start + len(chosen)], expected)
-
-    again = torch.full((3, 4), 7)
-    assert torch.equal(stage.place(again.clone()), again), "places are of one step"
+        by_slice = chosen // (video.grid[1] * video.grid[2])
+        assert torch.equal(places[start : start + len(chosen), 3], by_slice)
+    assert stage.place(placed) is None, "places are of one step"
 
 
 class StockPositions(SimpleNamespace):

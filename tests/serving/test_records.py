@@ -12,6 +12,7 @@ from vllm_dpp.serving.records import (
     RecordWriter,
     asks_for_a_record,
     cached_entry,
+    entered_entry,
     kept_entry,
     kept_record,
     path_of,
@@ -57,6 +58,15 @@ def test_a_video_from_the_cache_says_so_unless_it_was_selected_before(tmp_path: 
     write(tmp_path, "r-2", kept_entry(3, GRID, [7]))
     write(tmp_path, "r-2", cached_entry(3, GRID))  # it came back after a preemption
     assert read(tmp_path, "r-2") == [{"start": 3, "grid": [2, 2, 2], "keep": [7]}]
+
+
+def test_what_entered_in_several_steps_is_one_list(tmp_path: Path) -> None:
+    write(tmp_path, "r-1", entered_entry(3, GRID, 4, [0, 3]))
+    write(tmp_path, "r-1", kept_entry(3, GRID, [0, 2]))
+    write(tmp_path, "r-1", entered_entry(3, GRID, 4, [5, 6]))
+    assert read(tmp_path, "r-1") == [
+        {"start": 3, "grid": [2, 2, 2], "num_entered": 4, "entered": [0, 3, 5, 6], "keep": [0, 2]}
+    ]
 
 
 def test_the_oldest_records_go_first_those_of_an_earlier_server_too(tmp_path: Path) -> None:

@@ -120,8 +120,24 @@ def kept_record(request_id: str, videos: Sequence[Record]) -> Record:
     return {"request_id": request_id, "videos": list(videos)}
 
 
+def entered_entry(
+    start: int, grid: Sequence[int], num_entered: int, entered: Sequence[int]
+) -> Record:
+    """A video of which so many tokens enter: those of its grid that did so in one step. A prefix
+    that came from the cache is in no step.
+    """
+    return {
+        "start": start,
+        "grid": list(grid),
+        "num_entered": num_entered,
+        "entered": list(entered),
+    }
+
+
 def kept_entry(start: int, grid: Sequence[int], keep: Sequence[int]) -> Record:
-    """A video, by its first prompt position: its token grid and the tokens that were kept."""
+    """A video, by its first prompt position: its token grid and the tokens that were kept, counted
+    among those that entered.
+    """
     return {"start": start, "grid": list(grid), "keep": list(keep)}
 
 
@@ -173,11 +189,13 @@ def _merge(before: Sequence[Record], videos: Sequence[Record]) -> list[Record]:
     merged = {video["start"]: video for video in before}
     for video in videos:
         old = merged.get(video["start"], {})
-        if "keep" in old and "keep" in video:
-            video = video | {"keep": sorted({*old["keep"], *video["keep"]})}
-        elif "keep" in old:
-            video = old  # a request that came back after a preemption finds its own blocks
-        merged[video["start"]] = video
+        both = old | video
+        for name in ("entered", "keep"):
+            if name in old and name in video:
+                both[name] = sorted({*old[name], *video[name]})
+        if "keep" in both:  # a request that came back after a preemption finds its own blocks
+            both.pop("from_cache", None)
+        merged[video["start"]] = both
     return [merged[start] for start in sorted(merged)]
 
 

@@ -7,6 +7,7 @@ takes the layout (``take_layout``). One context belongs to one model; nothing is
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,15 +17,12 @@ from vllm_dpp.serving.plan import PrunedTurn, PrunePlan
 from vllm_dpp.serving.request_plan import plan_request
 from vllm_dpp.serving.settings import ServingSettings
 from vllm_dpp.serving.step import ScheduledRequest, StepLayout, lay_out
-from vllm_dpp.serving.worker.kept_records import KeptRecords
+from vllm_dpp.serving.worker.kept_records import EnteringVideo, Grid, KeptRecords
 from vllm_dpp.serving.worker.range_buffer import RangeBuffer
 
 if TYPE_CHECKING:
     from vllm.multimodal.inputs import MultiModalFeatureSpec
     from vllm.sampling_params import SamplingParams
-
-Grid = tuple[int, int, int]
-"""Slices, rows and columns of a video's tokens."""
 
 
 @dataclass(slots=True)
@@ -68,6 +66,8 @@ class PruningContext:
         """
         self.settings = settings
         self.requests: dict[str, PrunedRequest] = {}
+        self._entering: dict[str, list[EnteringVideo]] = {}
+        self._rows_entering: list[tuple[str, EnteringVideo, slice]] = []
         self._grids_of = grids_of
         self.records = KeptRecords(settings)
         self._buffer: RangeBuffer | None = None
@@ -117,9 +117,13 @@ class PruningContext:
         plan, options = plan_request(
             prompt_token_ids, mm_features, sampling_params, self.settings, self._block_size
         )
-        if plan is None:
+        if plan is None and not options.record:
             return
         grids, settings = self._grids_of(mm_features), options.settings(self.settings)
+        if options.record:
+            self._entering[request_id] = _in_part(mm_features, grids)
+        if plan is None:
+            return
         request = PrunedRequest(plan, plan, grids, options.record, settings)
         self.requests[request_id] = request
         self._start(request_id, request, num_cached)
@@ -136,12 +140,15 @@ class PruningContext:
             self.buffer.release_request(request_id)
 
     def remove_request(self, request_id: str) -> None:
+        self._entering.pop(request_id, None)
         if self.requests.pop(request_id, None) is not None:
             self.buffer.release_request(request_id)
 
     def prepare_step(self, batch: Iterable[tuple[str, int, int]]) -> StepLayout | None:
         """Lay out the next step from (request id, tokens computed, tokens scheduled) triples."""
         self._layout, self.passes = None, ()
+        batch = list(batch)
+        self._rows_entering = list(self._rows_of_entering(batch)) if self._entering else []
         if self.requests:
             self._layout = lay_out(
                 [
@@ -151,6 +158,27 @@ class PruningContext:
                 self._max_rows,
             )
         return self._layout
+
+    def _rows_of_entering(
+        self, batch: Iterable[tuple[str, int, int]]
+    ) -> Iterator[tuple[str, EnteringVideo, slice]]:
+        """Rows of the step that are tokens of such videos."""
+        row = 0
+        for request_id, computed, scheduled in batch:
+            for video in self._entering.get(request_id, ()):
+                first = max(video.start, computed) - computed
+                last = min(video.end, computed + scheduled) - computed
+                if first < last:
+                    yield request_id, video, slice(row + first, row + last)
+            row += scheduled
+
+    def entered(self, places: torch.Tensor) -> None:
+        """Hear where the rows of the step stand: [num_rows, 4] as `EntryStage.place` has it."""
+        for request_id, video, rows in self._rows_entering:
+            _, num_rows, num_columns = video.grid
+            _, row, column, number = places[rows].unbind(dim=1)
+            indices = (number * num_rows + row) * num_columns + column
+            self.records.entered(request_id, video, indices)
 
     def _plan(self, request_id: str) -> PrunePlan | None:
         request = self.requests.get(request_id)
@@ -197,3 +225,15 @@ class PruningContext:
             yield
         finally:
             context.attn_metadata, context.slot_mapping = before
+
+
+def _in_part(
+    mm_features: Sequence["MultiModalFeatureSpec"], grids: dict[int, Grid]
+) -> list[EnteringVideo]:
+    """The videos of a request that have fewer tokens in the prompt than in their grid."""
+    spans = [(f.mm_position.offset, f.mm_position.length) for f in mm_features]
+    return [
+        EnteringVideo(start, start + length, grids[start])
+        for start, length in spans
+        if length < prod(grids[start])
+    ]

@@ -1,6 +1,7 @@
 """What this worker tells people about the videos that it decides; see ``records``."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from vllm.distributed import get_tp_group
@@ -10,12 +11,30 @@ from vllm_dpp.serving.records import (
     Record,
     RecordWriter,
     cached_entry,
+    entered_entry,
     kept_entry,
     kept_record,
 )
 from vllm_dpp.serving.settings import ServingSettings
 
+Grid = tuple[int, int, int]
+"""Slices, rows and columns of a video's tokens."""
 Grids = Mapping[int, Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class EnteringVideo:
+    """A video that enters in part, of a request that wants a record.
+
+    Args:
+        start: First prompt position.
+        end: Past its last.
+        grid: Of all of its tokens.
+    """
+
+    start: int
+    end: int
+    grid: Grid
 
 
 class KeptRecords:
@@ -47,6 +66,19 @@ class KeptRecords:
 
         def record() -> Record:
             return kept_record(request_id, _entries(grids, turn, [one() for one in read]))
+
+        self._writer.write(request_id, record)
+
+    def entered(self, request_id: str, video: EnteringVideo, indices: torch.Tensor) -> None:
+        """Tokens of a video enter the decoder: [n] int64 in its grid, some or all that do."""
+        if self._writer is None:
+            return
+        read = _copy_to_host(indices)
+
+        def record() -> Record:
+            number = video.end - video.start
+            entry = entered_entry(video.start, video.grid, number, read())
+            return kept_record(request_id, [entry])
 
         self._writer.write(request_id, record)
 

@@ -17,14 +17,15 @@ from vllm.utils.torch_utils import async_tensor_h2d
 from vllm_dpp.pruning.pruner import keep_indices
 from vllm_dpp.pruning.video import VideoTokens
 from vllm_dpp.serving.settings import ServingSettings
+from vllm_dpp.serving.worker.context import Grid
 from vllm_dpp.serving.worker.models.agreement import agree
 
-Grid = tuple[int, int, int]
-
 _AXES = 3
+_COORDINATES = _AXES + 1
+"""Time, row and column, as M-RoPE counts them, and the slice, which records want."""
 _BASE = 256
 """A coordinate travels as two digits, which any 16-bit float holds exactly."""
-_COLUMNS = 2 * _AXES
+_COLUMNS = 2 * _COORDINATES
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class EntryStage:
     def __init__(self, settings: ServingSettings, width: int) -> None:
         self._config = settings.entry_config
         self._width = width
-        self._offsets: torch.Tensor | None = None
+        self._places: torch.Tensor | None = None
 
     def select(self, videos: Sequence[EncodedVideo]) -> tuple[torch.Tensor, ...]:
         """For each video [num_entering, D + `_COLUMNS`], or its tokens where all enter.
@@ -92,30 +93,34 @@ class EntryStage:
             [n, D] each.
         """
         embeddings = list(embeddings)
-        self._offsets = None
+        self._places = None
         if any(item.shape[1] > self._width for item in embeddings):
-            offsets = torch.cat([self._offsets_of(item) for item in embeddings])
-            mask = is_multimodal.to(offsets.device, non_blocking=True)
-            by_row = offsets.new_zeros(len(mask), _AXES)
-            self._offsets = by_row.masked_scatter_(mask[:, None], offsets).T
+            places = torch.cat([self._places_of(item) for item in embeddings])
+            mask = is_multimodal.to(places.device, non_blocking=True)
+            by_row = places.new_zeros(len(mask), _COORDINATES)
+            self._places = by_row.masked_scatter_(mask[:, None], places)
         return [item[:, : self._width] for item in embeddings]
 
-    def place(self, positions: torch.Tensor) -> torch.Tensor:
+    def place(self, positions: torch.Tensor) -> torch.Tensor | None:
         """Put the rows of the step at their places, once.
 
         Args:
             positions: [3, num_rows] int64 or more rows, of the prompts' lists; they are changed.
-        """
-        offsets, self._offsets = self._offsets, None
-        if offsets is not None:
-            positions[:, : offsets.shape[1]] += offsets
-        return positions
 
-    def _offsets_of(self, item: torch.Tensor) -> torch.Tensor:
-        """[n, 3] int64 from the video's start; zero where positions are in the prompt's list."""
+        Returns:
+            [num_rows, 4] int64, time, row, column and slice of each row in its video, where that
+            enters in part; ``None`` where no video of the step does.
+        """
+        places, self._places = self._places, None
+        if places is not None:
+            positions[:, : len(places)] += places[:, :_AXES].T
+        return places
+
+    def _places_of(self, item: torch.Tensor) -> torch.Tensor:
+        """[n, 4] int64; zero where positions are in the prompt's list."""
         if item.shape[1] == self._width:
-            return item.new_zeros(len(item), _AXES, dtype=torch.int64)
-        digits = item[:, self._width :].long().unflatten(1, (_AXES, 2))
+            return item.new_zeros(len(item), _COORDINATES, dtype=torch.int64)
+        digits = item[:, self._width :].long().unflatten(1, (_COORDINATES, 2))
         return digits[:, :, 0] * _BASE + digits[:, :, 1]
 
 
@@ -155,9 +160,7 @@ def _with_place(video: EncodedVideo, chosen: torch.Tensor) -> torch.Tensor:
     slices, rows, columns = video.grid
     times = (np.arange(slices) * video.step).astype(np.int64)
     on_device = async_tensor_h2d(times, device=chosen.device)
-    cell = chosen % (rows * columns)
-    place = torch.stack(
-        [on_device[chosen // (rows * columns)], cell // columns, cell % columns], dim=1
-    )
+    which, cell = chosen // (rows * columns), chosen % (rows * columns)
+    place = torch.stack([on_device[which], cell // columns, cell % columns, which], dim=1)
     digits = torch.stack([place // _BASE, place % _BASE], dim=2).flatten(1)
     return torch.cat([video.tokens[chosen], digits.to(video.tokens.dtype)], dim=1)

@@ -84,7 +84,10 @@ class DPPQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
     def forward(
         self, input_ids: torch.Tensor | None, positions: torch.Tensor, *args: Any, **kwargs: Any
     ) -> Any:
-        return super().forward(input_ids, self.entry.place(positions), *args, **kwargs)
+        places = self.entry.place(positions)
+        if places is not None:
+            self.pruning.entered(places)
+        return super().forward(input_ids, positions, *args, **kwargs)
 
     def get_encoder_cudagraph_config(self) -> Any:
         """Without videos: the graphs' outputs pass by `embed_multimodal`."""
