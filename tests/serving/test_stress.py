@@ -15,7 +15,7 @@ from vllm_dpp.serving.settings import ServingSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
-BLOCK_SIZE, PRUNE_LAYER = 32, 2
+BLOCK_SIZE, PRUNE_LAYER, ENTERING = 32, 2, 0.7
 DPP = {"prune_layer": PRUNE_LAYER, "segment_by": "slices", "slices_per_segment": 2}
 STARVED = {
     "enable_prefix_caching": True,
@@ -39,18 +39,27 @@ RUNS: dict[str, tuple[tuple[dict[str, Any], bool, int], ...]] = {
 """For each runner further settings, whether scheduling is asynchronous, and the requests."""
 
 
+def named(chat: str, entering: float) -> str:
+    """What the judge calls a chat of whose videos this fraction enters."""
+    return chat if entering == 1 else f"{chat} in part"
+
+
 def random_traffic(judge: Judge, seed: int, count: int) -> list[Arrival]:
-    """Chats at random ratios and lengths, arriving over time; some are aborted in flight."""
+    """Chats at random ratios of both stages and lengths, arriving over time; some are aborted in
+    flight.
+    """
     rng = np.random.default_rng(seed)
     arrivals = []
     for i in range(count):
         chat = str(rng.choice([*CHATS, *MORE_CHATS]))
         ratio = float(rng.choice([1.0, 0.5, 0.25]))
-        salt = {"cache_salt": "mine"} if rng.random() < 0.1 else {}
+        entering = float(rng.choice([1.0, ENTERING]))
+        more = {"mm_processor_kwargs": {"dpp_entry_ratio": entering}} if entering < 1 else {}
+        more |= {"cache_salt": "mine"} if rng.random() < 0.1 else {}
         arrivals.append(
             Arrival(
-                name=f"{chat}|{ratio}|{i}",
-                prompt=judge.engine_prompts[chat] | salt,
+                name=f"{named(chat, entering)}|{ratio}|{i}",
+                prompt=judge.engine_prompts[chat] | more,
                 max_tokens=int(rng.choice([4, 12, 40])),
                 extra_args={"dpp_retention_ratio": ratio},
                 step=int(rng.integers(0, 2 * count)),
@@ -87,6 +96,9 @@ def check(
 def test_starved_engine_stays_exact(runner: str, judge: Judge, tiny_checkpoint: Path) -> None:
     for name, messages in MORE_CHATS.items():
         judge.add(name, messages)
+    entry = ServingSettings(**DPP).entry_config
+    for chat in (*CHATS, *MORE_CHATS):
+        judge.enter(named(chat, ENTERING), chat, ENTERING, entry)
     total: Counter[str] = Counter()
     with engine_host(runner) as host:
         for seed, (more, asynchronous, count) in enumerate(RUNS[runner]):

@@ -7,22 +7,41 @@ pytest.importorskip("vllm")
 from vllm_dpp.bench.quality.arms import (  # noqa: E402
     BUDGETS,
     DEFAULT_METHODS,
+    TWO_STAGES,
     Arm,
     Engine,
     Method,
     make_arms,
     parse_method,
 )
-from vllm_dpp.serving.cost_model import kv_share, retention_at  # noqa: E402
+from vllm_dpp.serving.cost_model import KEPT_OF_ENTERED, kv_share, retention_at  # noqa: E402
 
 
 def test_names() -> None:
     assert parse_method("full") == Method("full")
     assert parse_method("dpp-softened@3") == Method("dpp-softened@3", 3, "dpp-softened")
     assert parse_method("attention@12:last").last_token
-    for wrong in ("dpp", "nothing@3", "full@2", "dpp@x", "dpp@3:first", ""):
+    assert parse_method("change") == Method("change", entry="change")
+    assert parse_method("change+dpp-none@4:1/2") == Method(
+        "change+dpp-none@4:1/2", 4, "dpp-none", entry="change", fraction=0.5
+    )
+    assert parse_method(TWO_STAGES).fraction == KEPT_OF_ENTERED
+    for wrong in ("attention", "nothing@3", "full@2", "dpp@x", "dpp@3:first", "full+dpp@3", ""):
         with pytest.raises(ValueError, match="unknown method"):
             parse_method(wrong)
+    with pytest.raises(ValueError, match="needs a RULE"):
+        parse_method("dpp@3:1/2")
+    for wrong in ("change+dpp@3:last", "change+dpp@3:3/2", "change+dpp@3:0/2"):
+        with pytest.raises(ValueError, match="expected a fraction in"):
+            parse_method(wrong)
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("name", ["change", TWO_STAGES, "change+dpp-none@4:1/2", "dpp@0"])
+def test_ratios_keep_to_the_share(name: str, budget: float) -> None:
+    method = parse_method(name)
+    entering, kept = method.ratios(budget, 8)
+    assert entering * kv_share(method.layer or 0, 8, kept) == pytest.approx(budget)
 
 
 def test_retention_is_the_inverse_of_the_share() -> None:
@@ -41,7 +60,7 @@ def test_arms_are_what_each_budget_allows() -> None:
     assert arms == [
         ("full", 1.0),
         *(("evs", budget) for budget in BUDGETS),
-        *(("random@1", budget) for budget in BUDGETS),
+        *(("random@1", budget) for budget in BUDGETS if budget > 1 / 8),
         ("random@3", 0.6),
         ("random@3", 0.4),
         ("random@4", 0.6),
@@ -54,6 +73,8 @@ def test_engines_are_shared() -> None:
     assert Arm(parse_method("full"), 1.0).engine == Arm(parse_method("frames"), 0.4).engine
     assert Arm(parse_method("dpp@3"), 0.4).engine == Arm(parse_method("random@3"), 0.6).engine
     assert Arm(parse_method("evs"), 0.4).engine == Engine(None, 0.4)
+    first, both = (Arm(parse_method(name), 0.3).engine for name in ("change", TWO_STAGES))
+    assert first == both == Engine(4, 1.0, "change")
 
 
 def test_the_default_methods_are_all_known_and_differ() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from vllm_dpp.bench.quality.arms import TWO_STAGES  # noqa: E402
 from vllm_dpp.bench.quality.command import main  # noqa: E402
 from vllm_dpp.quality.model import LEARNED, MODEL, TRAINED  # noqa: E402
 from vllm_dpp.serving.cost_model import kv_share  # noqa: E402
@@ -16,6 +17,7 @@ from vllm_dpp.serving.settings import ServingSettings  # noqa: E402
 from vllm_dpp.toy.checkpoint import make_checkpoint  # noqa: E402
 
 PER_KIND = 40
+SHARE = 0.3  # that one stage in the middle cannot reach
 
 
 def test_answers_survive_pruning_by_default_and_not_at_random(
@@ -25,12 +27,15 @@ def test_answers_survive_pruning_by_default_and_not_at_random(
     budget = kv_share(layer, MODEL.num_layers, ServingSettings().retention_ratio)
     ours, peer = f"dpp@{layer}", f"random@{layer}"
     arguments = ["--splits", "standard", "--per-kind", f"{PER_KIND}", "--budgets", f"{budget}"]
-    arguments += ["--methods", "full", ours, peer, "--against", ours, "--output", f"{tmp_path}"]
+    arguments += [f"{SHARE}", "--methods", "full", ours, peer, TWO_STAGES]
+    arguments += ["--against", ours, "--output", f"{tmp_path}"]
     assert main([*arguments, "--models", str(TRAINED), "--pictures", "1", "--plot"]) == 0
     document = json.loads((tmp_path / "quality.json").read_text())
     (split,) = document["splits"]
     assert split["num_questions"] == PER_KIND * len(LEARNED)
-    arms = {arm["method"]: arm for arm in split["arms"]}
+    arms = {arm["method"]: arm for arm in split["arms"]}  # of two stages the smaller share
+    assert arms[TWO_STAGES]["share"] == pytest.approx(SHARE, abs=0.005)
+    assert arms[TWO_STAGES]["accuracy"] >= 0.9 * arms["full"]["accuracy"]
     assert arms[ours]["share"] == pytest.approx(budget, abs=0.005)
     assert arms["full"]["accuracy"] >= 0.94  # 95 % or more on many questions; 2 sigma of these
     assert arms[ours]["accuracy"] >= 0.97 * arms["full"]["accuracy"]

@@ -1,0 +1,41 @@
+"""What a server says that its settings mean."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from vllm_dpp.serving.front.meaning import meaning
+from vllm_dpp.serving.settings import ServingSettings
+
+
+def config(cache_dtype: str = "auto") -> Any:
+    """Of Qwen2.5-VL-7B: 28 layers, 4 KV heads of 128."""
+    model = SimpleNamespace(
+        hf_text_config=SimpleNamespace(num_hidden_layers=28),
+        dtype=torch.bfloat16,
+        get_total_num_kv_heads=lambda: 4,
+        get_head_size=lambda: 128,
+    )
+    cache = SimpleNamespace(cache_dtype=cache_dtype)
+    return SimpleNamespace(model_config=model, cache_config=cache)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, "15360 tokens enter the decoder and 3840 go on from layer 14 of 28: 525 MiB of KV "
+         "instead of 840, 62 %"),
+        ({"video_share": 0.3}, "7373 tokens enter the decoder and 1843 go on from layer 14 of 28: "
+         "252 MiB of KV instead of 840, 30 %"),
+    ],
+)  # fmt: skip
+def test_a_minute_of_video(settings: dict[str, Any], expected: str) -> None:
+    resolved = ServingSettings(prune_layer=14, **settings).with_ratios(28)
+    assert meaning(resolved, config()).endswith(expected)
+
+
+def test_smaller_kv() -> None:
+    said = meaning(ServingSettings(prune_layer=14), config("fp8"))
+    assert said.endswith("262 MiB of KV instead of 420, 62 %")
