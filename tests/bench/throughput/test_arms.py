@@ -52,6 +52,17 @@ def test_dpp_with_its_own_numbers() -> None:
     ]
 
 
+def test_two_stages_leave_as_much_kv_as_dpp_or_their_own() -> None:
+    arm = parse("two-stages")
+    assert arm.kv_share == parse("dpp").kv_share == 0.4375
+    assert (arm.input_share, arm.retention_ratio) == (1, 0.25)  # the same, where K is low
+    arm = parse("two-stages@0.2:k6")
+    assert arm.input_share == pytest.approx(0.32) and arm.retention_ratio == 0.25
+    assert arm.input_share * kv_share(6, 12, arm.retention_ratio) == pytest.approx(0.2)
+    assert arm.engine_args["additional_config"] == {"dpp": {"video_share": 0.2, "prune_layer": 6}}
+    assert not arm.is_lossless
+
+
 def test_ratio_one_is_lossless() -> None:
     assert parse("dpp@1").is_lossless
     assert parse("dpp@1").extra_args is None
@@ -70,7 +81,7 @@ def test_the_plugin_chooses_the_layer() -> None:
 
 @pytest.mark.parametrize(
     "text", ["", "STOCK", "stock@1", "stock:k3", "evs:k3", "evs@0", "evs@1", "dpp@0", "dpp@1.5",
-             "dpp@", "dpp:k12", "dpp@.5:3", "vidcom2"]
+             "dpp@", "dpp:k12", "dpp@.5:3", "vidcom2", "two-stages@0", "two-stages@2"]
 )  # fmt: skip
 def test_wrong_names_are_refused(text: str) -> None:
     with pytest.raises(ValueError):

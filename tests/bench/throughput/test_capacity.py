@@ -55,6 +55,13 @@ def test_dpp_without_prefix_caching() -> None:
     assert found.peak_prefilled == 403 // 29 == 13
 
 
+def test_two_stages() -> None:
+    # 123 of 384 enter: 159 tokens, 5 blocks. The video ends at 139: its last 11 tokens stay, and 28
+    # of the 112 before: 84 go, 2 whole blocks of them do. 95 tokens are left, 3 blocks.
+    found = predict_one("two-stages@0.2:k6", facts(202, (6, 6)))
+    assert (found.blocks, found.kv_bytes) == (5 + 3, 8 * 6 * PAGE)
+
+
 def test_dpp_that_keeps_everything_needs_what_stock_needs() -> None:
     engine = facts(404, (3, 3, 3, 3))
     for name in ("dpp@1", "dpp-off"):

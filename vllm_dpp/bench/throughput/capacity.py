@@ -85,14 +85,18 @@ def predict(
         max_requests: The smaller of the request count and ``max_num_seqs``.
     """
     size = facts.block_size
-    full = prompt_tokens - video_tokens + int(video_tokens * arm.input_share + 1e-6)
+    entering = int(video_tokens * arm.input_share + 1e-6)  # EVS rounds down
+    if arm.prune_layer is not None:
+        entering = num_kept(video_tokens, arm.input_share)
+    cut = video_tokens - entering
+    full = prompt_tokens - cut
     per_group, lower, upper = num_layers, 1, 0
     compact = full
     if arm.prune_layer is not None:
         per_group = layers_per_group(num_layers, arm.prune_layer)
         lower = _ceil_div(arm.prune_layer, per_group)
         upper = _ceil_div(num_layers - arm.prune_layer, per_group)
-        compact -= pruned_tokens(video_tokens, video_end, arm.retention_ratio, _whole(facts))
+        compact -= pruned_tokens(entering, video_end - cut, arm.retention_ratio, _whole(facts))
     blocks = lower * _ceil_div(full, size) + upper * _ceil_div(compact, size)
     block_bytes = per_group * facts.page_bytes
     usable = facts.kv_bytes // block_bytes - 1
