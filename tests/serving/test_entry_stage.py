@@ -42,6 +42,8 @@ def test_one_number_sets_both_ratios() -> None:
     for wrong in (0, 1.1, "half", True):
         with pytest.raises(ValueError, match="video_share must be a number"):
             ServingSettings(video_share=wrong)
+    with pytest.raises(ValueError, match="compares whole slices"):
+        ServingSettings(entry_ratio=0.5, rule="change")
     with pytest.raises(ValueError, match="entry_rule must be one of 'dpp', 'change'"):
         ServingSettings(entry_rule="attention")
 
@@ -160,6 +162,7 @@ def test_a_request_over_http_sets_both_stages() -> None:
         ({"dpp_entry_ratio": "half"}, "dpp_entry_ratio must be a number in"),
         ({"dpp_video_share": 0.5, "dpp_entry_ratio": 0.5}, "leave those out, or it"),
         ({"dpp_video_share": 0.5, "dpp_retention_ratio": 0.5}, "leave those out, or it"),
+        ({"dpp_video_share": 0.5, "dpp_rule": "change"}, "compares whole slices"),
     ],
 )
 def test_contradictions_over_http(xargs: dict[str, Any], message: str) -> None:

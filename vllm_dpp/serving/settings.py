@@ -80,6 +80,11 @@ class ServingSettings(PruningConfig):
         if not _is_int(self.max_records) or self.max_records < 1:
             raise ValueError(f"max_records must be an integer >= 1, got {self.max_records!r}")
         require_ratio("entry_ratio", self.entry_ratio)
+        if self.entry_ratio < 1 and self.rule == "change":
+            raise ValueError(
+                "rule 'change' compares whole slices, which are not there where entry_ratio is "
+                "less than 1: make it the entry_rule"
+            )
         if self.video_share is not None:
             require_ratio("video_share", self.video_share)
             for field in fields(self):

@@ -4,11 +4,17 @@
 enters go into ``mm_processor_kwargs`` of the same request, before its media are read.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from vllm_dpp.pruning.checks import require_ratio
 from vllm_dpp.serving.cost_model import two_stage_ratios
-from vllm_dpp.serving.request_plan import ENTRY_RATIO_ARG, RETENTION_RATIO_ARG, VIDEO_SHARE_ARG
+from vllm_dpp.serving.request_plan import (
+    ENTRY_RATIO_ARG,
+    RETENTION_RATIO_ARG,
+    VIDEO_SHARE_ARG,
+    RequestOptions,
+)
 from vllm_dpp.serving.settings import ServingSettings
 
 
@@ -44,6 +50,8 @@ def spread(request: Any, settings: ServingSettings, num_layers: int) -> None:
     if entry is not None:
         if not hasattr(request, "mm_processor_kwargs"):
             raise ValueError(f"this endpoint takes no {', '.join(ratios)}")
+        choices = RequestOptions.from_extra_args(xargs).settings(settings)
+        replace(choices, entry_ratio=entry)  # the two stages must go together
         kwargs = request.mm_processor_kwargs or {}
         if kwargs.get(ENTRY_RATIO_ARG) not in (None, entry):
             raise ValueError(f"mm_processor_kwargs: {ENTRY_RATIO_ARG} contradicts vllm_xargs")
