@@ -39,9 +39,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from vllm_dpp.bench.cost_model import kv_share
 from vllm_dpp.bench.quality.statistics import mcnemar
 from vllm_dpp.bench.summary import table
+from vllm_dpp.serving.cost_model import kv_share
 from vllm_dpp.serving.layer_groups import default_prune_layer
 
 TASKS = ["videomme", "mvbench", "longvideobench_val_v", "mlvu_dev"]
