@@ -1,6 +1,7 @@
 """Settings and request arguments: what is accepted, and what each error says."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -105,3 +106,20 @@ def test_rules_to_choose():
 def test_bad_request_arguments_name_the_argument(args, message):
     with pytest.raises(ValueError, match=message):
         RequestOptions.from_extra_args(args)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"relevance": "none"},
+        {"entry_ratio": 0.5},
+        {"decide_every": 64, "relevance": "none"},
+    ],
+)
+def test_every_rule_that_may_be_chosen_can_be(settings: dict[str, Any]) -> None:
+    """The memory profile asks for the workspace of each."""
+    server = ServingSettings(**settings)
+    rules = server.rules_to_choose
+    assert "dpp" in rules
+    assert [replace(server, rule=rule).rule for rule in rules] == rules

@@ -198,7 +198,11 @@ class ServingSettings(PruningConfig):
         """The rules that the server and its requests may name."""
         if self.decide_every is not None:
             return [self.rule]
-        return [r for r in RULES if r != "attention" or self.reads_question]
+        impossible = {
+            "attention": not self.reads_question,
+            "change": self.entry_ratio < 1,  # see `__post_init__`
+        }
+        return [rule for rule in RULES if not impossible.get(rule)]
 
     @property
     def record_path(self) -> Path | None:
