@@ -66,6 +66,9 @@ def on_a_gpu(config: Any, patch: pytest.MonkeyPatch) -> None:
 ON = SimpleNamespace()
 EVENTS = KVEventsConfig(enable_kv_cache_events=True)
 CASES = {
+    "--mm-processor-kwargs dpp_entry_ratio": setting(
+        "model_config.multimodal_config.mm_processor_kwargs", {"dpp_entry_ratio": 0.5}
+    ),
     "--pipeline-parallel-size": setting("parallel_config.pipeline_parallel_size", 2),
     "--decode-context-parallel-size": setting("parallel_config.decode_context_parallel_size", 2),
     "--prefill-context-parallel-size": setting("parallel_config.prefill_context_parallel_size", 2),

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vllm_dpp.serving.request_plan import ENTRY_RATIO_ARG
+
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
@@ -33,6 +35,11 @@ REFUSALS = (
         "--pipeline-parallel-size",
         lambda c: c.parallel_config.pipeline_parallel_size > 1,
         "stages would exchange rows that pruning has removed; use --tensor-parallel-size",
+    ),
+    Refusal(
+        f"--mm-processor-kwargs {ENTRY_RATIO_ARG}",
+        lambda c: ENTRY_RATIO_ARG in (c.model_config.multimodal_config.mm_processor_kwargs or {}),
+        "it is an argument of requests and would be ignored; use --entry-ratio",
     ),
     Refusal(
         "--decode-context-parallel-size",
