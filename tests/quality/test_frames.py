@@ -1,5 +1,6 @@
 """Frames: of a seed, real enough to pass through an mp4, and one thing to a cell."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 cv2 = pytest.importorskip("cv2")
 pytest.importorskip("transformers")
 
+from vllm_dpp.quality.camera import CAMERAS, MOVING  # noqa: E402
 from vllm_dpp.quality.labels import (  # noqa: E402  (needs the modules above)
     LEFT_BRIEFLY,
     NEW,
@@ -15,6 +17,7 @@ from vllm_dpp.quality.labels import (  # noqa: E402  (needs the modules above)
     OLD,
     label_cells,
 )
+from vllm_dpp.quality.questions import make_questions  # noqa: E402
 from vllm_dpp.quality.render import FPS, SIDE, render  # noqa: E402
 from vllm_dpp.quality.scene import (  # noqa: E402
     DENSE,
@@ -22,6 +25,7 @@ from vllm_dpp.quality.scene import (  # noqa: E402
     GRID,
     NUM_CELLS,
     STANDARD,
+    TRAINING,
     Scene,
     Thing,
     make_scene,
@@ -95,6 +99,37 @@ def test_distractors_change_where_they_flicker() -> None:
     row, column = (CELL * i for i in divmod(flickering.cell, GRID))
     patch = render(scene)[:, row : row + CELL, column : column + CELL].astype(int)
     assert abs(patch[0] - patch[1]).mean() < 12 < abs(patch[1] - patch[2]).mean()
+
+
+@pytest.mark.parametrize("camera", CAMERAS)
+def test_a_label_stands_where_the_camera_sees_it(camera: str) -> None:
+    """A thing's colour lies about the cells whose labels have its shape, and nowhere else."""
+    thing = Thing(shape=1, colour=list(COLOURS).index("blue"), cell=6, start=0, stop=8)
+    for seed in range(6):
+        views = make_scene(seed, replace(STANDARD, cameras=(camera,))).views
+        scene = Scene(3, 8, (thing,), (), views)
+        frames = render(scene).astype(int)
+        bluish = (frames[..., 2] - frames[..., 0] > 110).reshape(8, 2, SIDE, SIDE).any(1)
+        labels = label_cells(scene)
+        where = labels.shape.reshape(8, GRID, GRID) == 1
+        assert where.sum((1, 2)).tolist() == 8 * [1]
+        inside = bluish & where.repeat(CELL, 1).repeat(CELL, 2)
+        assert (inside.sum((1, 2)) > 0.25 * bluish.sum((1, 2))).all()
+        assert (bluish.sum((1, 2)) > 0.6 * shape_masks()[1].sum()).all()
+        row, column = (x.reshape(8, GRID, GRID)[where] for x in (labels.row, labels.column))
+        assert (row == 1).all() and (column == 2).all()  # the scene's own
+
+
+def test_cameras_move_the_picture_and_not_the_scene() -> None:
+    still = make_scene(5)
+    assert still.views == ()
+    for camera in MOVING:
+        moved = make_scene(5, replace(STANDARD, cameras=(camera,)))
+        assert (moved.things, moved.distractors) == (still.things, still.distractors)
+        assert make_questions(moved) == make_questions(still)
+        assert abs(render(moved).astype(int) - render(still)).mean() > 1, camera
+    drawn = {len(make_scene(seed, TRAINING).views) for seed in range(20)}
+    assert drawn == {0, TRAINING.num_frames}
 
 
 def test_labels_tell_what_happens_in_a_cell() -> None:

@@ -25,10 +25,12 @@ from vllm_dpp.quality.learner import (  # noqa: E402
 )
 from vllm_dpp.quality.model import load_model, save_model  # noqa: E402
 from vllm_dpp.quality.packing import (  # noqa: E402
+    AFTER_VIDEO,
     NO_QUESTION,
+    Chat,
     make_prefix,
+    pack_chats,
     pack_positions,
-    pack_questions,
     tokenize,
     tokenizer,
 )
@@ -47,6 +49,10 @@ def processor(tmp_path_factory: pytest.TempPathFactory, model: Any) -> Any:
     folder = tmp_path_factory.mktemp("quality") / "model"
     save_model(model, tokenizer(), folder)
     return transformers.AutoProcessor.from_pretrained(folder)
+
+
+def singly(questions: list[Question]) -> list[Chat]:
+    return [(question,) for question in questions]
 
 
 def processed(processor: Any, frames: Frames, text: str) -> Any:
@@ -78,8 +84,8 @@ def test_tokens_and_positions_are_vllms(processor: Any, spec: Any) -> None:
     scene = make_scene(1, spec)
     question = make_questions(scene)[0]
     theirs = processed(processor, render(scene), question.text)
-    pack = pack_questions([question], 40, 1)
-    count = int((pack.question != NO_QUESTION).sum())
+    pack = pack_chats([(question,)], 40, 1)
+    count = int((pack.chat != NO_QUESTION).sum())
     ids = torch.from_numpy(pack.token_ids[:count])
     prefix = make_prefix(spec.num_steps)
     ours = torch.cat([prefix.token_ids, ids])
@@ -99,7 +105,7 @@ def test_tokens_and_positions_are_vllms(processor: Any, spec: Any) -> None:
 def test_logits_are_the_models(processor: Any, model: Any) -> None:
     scene = make_scene(3)
     questions = make_questions(scene)[::7]
-    batch = make_batch([scene], [questions], BatchSize(1, 200, 24))
+    batch = make_batch([scene], [singly(questions)], BatchSize(1, 200, 24))
     packs = to_tensors(batch.packs, torch.device("cpu"))
     with torch.no_grad():
         video = network.encode_videos(model, network.patchify(torch.from_numpy(batch.frames)), 1)
@@ -112,10 +118,28 @@ def test_logits_are_the_models(processor: Any, model: Any) -> None:
             assert theirs.std() > 0.1
 
 
+def test_a_later_question_is_asked_as_a_chat_template_asks_it(processor: Any) -> None:
+    first, later = make_questions(make_scene(3))[:2]
+    messages = [
+        {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": first.text}]},
+        {"role": "assistant", "content": first.answer},
+        {"role": "user", "content": later.text},
+    ]
+    prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+    text = prompt.split(AFTER_VIDEO)[1]
+    pack = pack_chats([(first, later)], 60, 2)
+    count = int((pack.chat != NO_QUESTION).sum())
+    assert pack.token_ids[: count - 1].tolist() == list(tokenize(text))
+    assert pack.token_ids[pack.ask_at + 1].tolist() == pack.answers.tolist()
+    assert pack.turns.tolist() == [0, 1]
+    assert pack.chat[:count].tolist() == count * [0]
+    assert pack.offsets[:count].tolist() == list(range(count))
+
+
 def positions_of(question: Question) -> torch.Tensor:
     """[3, 1, N] int64, by vLLM's rule, without the answer."""
-    pack = pack_questions([question], 40, 1)
-    count = int((pack.question != NO_QUESTION).sum())
+    pack = pack_chats([(question,)], 40, 1)
+    count = int((pack.chat != NO_QUESTION).sum())
     return pack_positions(
         make_prefix(STANDARD.num_steps), torch.from_numpy(pack.offsets[None, : count - 1])
     )
@@ -123,15 +147,15 @@ def positions_of(question: Question) -> torch.Tensor:
 
 def alone(batch: Batch, place: int) -> Batch:
     """`batch` with the question at `place` only."""
-    question = np.where(batch.packs.question == place, place, NO_QUESTION)
+    chat = np.where(batch.packs.chat == place, place, NO_QUESTION)
     answers = np.full_like(batch.packs.answers, NO_QUESTION)
     answers[:, place] = batch.packs.answers[:, place]
-    return replace(batch, packs=replace(batch.packs, question=question, answers=answers))
+    return replace(batch, packs=replace(batch.packs, chat=chat, answers=answers))
 
 
 def test_packed_loss_is_the_mean_of_single_losses(model: Any) -> None:
     scene = make_scene(4)
-    batch = make_batch([scene], [draw_questions(scene, EQUAL, 6)], BatchSize(1, 120, 6))
+    batch = make_batch([scene], [singly(draw_questions(scene, EQUAL, 6))], BatchSize(1, 120, 6))
     torch.manual_seed(0)
     heads = Heads(model.config.text_config.hidden_size)
     with torch.no_grad():
@@ -149,13 +173,13 @@ def test_hiding_hides_the_video(model: Any, monkeypatch: pytest.MonkeyPatch) -> 
     """Hidden in all layers, the answer depends on the video through the prefix's end alone."""
     monkeypatch.setattr(learner, "FIRST_LOOK_UP", len(model.model.language_model.layers))
     scenes = [make_scene(4), make_scene(5)]
-    questions = [draw_questions(scenes[0], EQUAL, 6)] * 2
+    questions = [singly(draw_questions(scenes[0], EQUAL, 6))] * 2
     batch = make_batch(scenes, questions, BatchSize(2, 120, 6))
     packs = to_tensors(batch.packs, torch.device("cpu"))
     with torch.no_grad():
         video = network.encode_videos(model, network.patchify(torch.from_numpy(batch.frames)), 2)
         seen, hidden = decode(model, video, packs), decode(model, video, packs, hide=True)
-    own = packs["question"][0] != NO_QUESTION
+    own = packs["chat"][0] != NO_QUESTION
     differ_seen, differ_hidden = (
         (x.questions[0, own] - x.questions[1, own]).abs() for x in (seen, hidden)
     )
@@ -169,7 +193,7 @@ def test_hiding_hides_the_video(model: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_attention_to_is_that_of_transformers(model: Any) -> None:
     scene = make_scene(4)
-    batch = make_batch([scene], [make_questions(scene)[:1]], BatchSize(1, 20, 1))
+    batch = make_batch([scene], [singly(make_questions(scene)[:1])], BatchSize(1, 20, 1))
     packs = to_tensors(batch.packs, torch.device("cpu"))
     columns = make_prefix(STANDARD.num_steps).video
     inner = model.model.language_model
@@ -177,7 +201,7 @@ def test_attention_to_is_that_of_transformers(model: Any) -> None:
         video = network.encode_videos(model, network.patchify(torch.from_numpy(batch.frames)), 1)
         hidden, turns, mask = embed(model, video, packs)
         ours = network.attention_to(inner.layers[0], hidden, turns, mask, columns)[0]
-        own = packs["question"][0] != NO_QUESTION
+        own = packs["chat"][0] != NO_QUESTION
         length, asked = hidden.shape[1], mask.shape[2]
         causal = torch.full((length, length), -torch.inf).triu(1)[None, None]
         attention = inner.layers[0].self_attn
@@ -202,8 +226,8 @@ def test_every_word_is_one_token() -> None:
 
 
 def test_too_small_a_pack_is_refused() -> None:
-    with pytest.raises(ValueError, match="no question fits"):
-        pack_questions(make_questions(make_scene(0)), 5, 2)
+    with pytest.raises(ValueError, match="no chat fits"):
+        pack_chats([tuple(make_questions(make_scene(0))[:1])], 5, 2)
 
 
 def test_a_saved_model_comes_back(tmp_path: Path, model: Any) -> None:
@@ -217,6 +241,6 @@ def test_a_saved_model_comes_back(tmp_path: Path, model: Any) -> None:
 
 def test_the_last_word_of_a_question_is_found() -> None:
     for question in make_questions(make_scene(0)):
-        pack = pack_questions([question], 40, 1)
+        pack = pack_chats([(question,)], 40, 1)
         word = int(pack.token_ids[pack.ask_at[0] - word_to_end()])
         assert question.text.endswith(tokenizer().decode([word]) + "?")

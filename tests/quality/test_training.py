@@ -21,6 +21,8 @@ from vllm_dpp.quality.evaluate import (  # noqa: E402
     table,
 )
 from vllm_dpp.quality.learner import Heads, vision_step  # noqa: E402
+from vllm_dpp.quality.model import save_model  # noqa: E402
+from vllm_dpp.quality.packing import tokenizer  # noqa: E402
 from vllm_dpp.quality.questions import KINDS  # noqa: E402
 from vllm_dpp.quality.scene import SHORTER, STANDARD  # noqa: E402
 from vllm_dpp.quality.train import Trainer, TrainOptions, train  # noqa: E402
@@ -113,6 +115,34 @@ def test_schedule() -> None:
     assert start["colour"] > 3 * start["twin"]
     late = schedule.question_weights(dict.fromkeys(KINDS, 0.9) | {"twin": 0.5})
     assert late["twin"] > 3 * late["colour"] > 0
+
+
+def test_a_model_is_trained_further_and_its_read_outs_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "HEADS_STEPS", 2)
+    start = Trainer(TrainOptions(seed=3, size=SMALL), CPU)
+    save_model(start.model, tokenizer(), tmp_path / "start")
+    trainer = Trainer(TrainOptions(seed=4, steps=4, size=SMALL, start=tmp_path / "start"), CPU)
+    model, heads = ([x.clone() for x in m.parameters()] for m in (trainer.model, trainer.heads))
+
+    def moved(module: torch.nn.Module, before: list[torch.Tensor]) -> bool:
+        return any(not torch.equal(*pair) for pair in zip(module.parameters(), before, strict=True))
+
+    with trainer.feed:
+        for _ in range(2):
+            trainer.train_step()
+        assert moved(trainer.heads, heads) and not moved(trainer.model, model)
+        trainer.train_step()
+        assert moved(trainer.model, model)
+
+
+def test_later_questions_are_scored_alone(model: object) -> None:
+    (batch,) = held_out_batches(STANDARD, 2, BatchSize(2, 120, 8), turn=1)
+    last = batch.packs.turns == 1
+    assert 0 < last.sum() == (batch.packs.turns == 0).sum()
+    (scores,) = score(model, iter([batch])).values()
+    assert overall(scores).asked == last.sum()
 
 
 def test_scores_count_every_question(model: object) -> None:

@@ -1,4 +1,4 @@
-"""Batches of videos with packed questions: pure functions of seeds."""
+"""Batches of videos with packed chats: pure functions of seeds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vllm_dpp.quality.labels import CellLabels, label_cells, stack_labels
-from vllm_dpp.quality.packing import POSITIONS_PER_STEP, Pack, pack_questions
+from vllm_dpp.quality.packing import POSITIONS_PER_STEP, Chat, Pack, pack_chats
 from vllm_dpp.quality.questions import KINDS, Question, make_questions
 from vllm_dpp.quality.render import render
 from vllm_dpp.quality.scene import GRID, Scene, SceneSpec, make_scene
@@ -21,7 +21,7 @@ _VIDEOS_PER_STEP = 1_000
 
 @dataclass(frozen=True)
 class Batch:
-    """B videos of one length with a pack of questions each.
+    """B videos of one length with a pack of chats each.
 
     Args:
         frames: [B, T, H, W, 3] uint8.
@@ -40,7 +40,7 @@ class BatchSize:
 
     Args:
         num_videos: B.
-        num_tokens: Q, tokens of questions per video.
+        num_tokens: Q, tokens of chats per video.
         num_places: G, most questions per video.
     """
 
@@ -74,17 +74,29 @@ def training_batch(
         weights: per kind, how often to ask it, relative to the others.
     """
     scenes = [make_scene(seed, spec) for seed in training_seeds(run_seed, step, size.num_videos)]
-    asked = [draw_questions(scene, weights, size.num_places) for scene in scenes]
+    asked = [_in_chats(scene, draw_questions(scene, weights, size.num_places)) for scene in scenes]
     batch = make_batch(scenes, asked, size)
     batch.packs.offsets[:] += np.array([[_shift(scene)] for scene in scenes])
     return batch
 
 
+def _in_chats(scene: Scene, questions: Sequence[Question]) -> list[Chat]:
+    """A third of the questions stand alone; two thirds are asked in chats of two."""
+    rng = np.random.default_rng((scene.seed, scene.num_steps, 7))
+    chats: list[Chat] = []
+    start = 0
+    while start < len(questions):
+        length = 1 + int(rng.random() < 0.5)
+        chats.append(tuple(questions[start : start + length]))
+        start += length
+    return chats
+
+
 def _shift(scene: Scene) -> int:
-    """How far a video's questions stand from where they belong, in positions.
+    """How far a video's chats stand from where they belong, in positions.
 
     Half of them stand elsewhere, so that the model also answers about longer videos, whose
-    questions stand further from the first steps. The least shift is that of transformers, which
+    chats stand further from the first steps. The least shift is that of transformers, which
     counts on from a video's height and width, where vLLM counts on from its last position.
     """
     rng = np.random.default_rng((scene.seed, scene.num_steps, 4))
@@ -95,11 +107,9 @@ def _shift(scene: Scene) -> int:
 _MOST_SHIFT = 16
 
 
-def make_batch(
-    scenes: Sequence[Scene], asked: Sequence[Sequence[Question]], size: BatchSize
-) -> Batch:
-    """Renders `scenes` and packs the questions `asked` of each, as many as fit."""
-    packs = [pack_questions(questions, size.num_tokens, size.num_places) for questions in asked]
+def make_batch(scenes: Sequence[Scene], asked: Sequence[Sequence[Chat]], size: BatchSize) -> Batch:
+    """Renders `scenes` and packs the chats `asked` about each, as many as fit."""
+    packs = [pack_chats(chats, size.num_tokens, size.num_places) for chats in asked]
     return Batch(
         frames=np.stack([render(scene) for scene in scenes]),
         packs=Pack(**{name: np.stack([getattr(p, name) for p in packs]) for name in _PACK}),

@@ -1,6 +1,6 @@
 """Accuracy on held-out videos, per kind of question, in plain torch.
 
-python -m vllm_dpp.quality.evaluate --model DIR [--split dense] [--videos 200] [--floors]
+python -m vllm_dpp.quality.evaluate --model DIR [--split moving] [--turn 1] [--videos N] [--floors]
 """
 
 import argparse
@@ -19,9 +19,9 @@ from vllm_dpp.quality.batches import TEST_SEEDS, Batch, BatchSize, draw_question
 from vllm_dpp.quality.learner import embed, to_tensors
 from vllm_dpp.quality.model import load_model
 from vllm_dpp.quality.questions import KINDS, chance_levels
-from vllm_dpp.quality.scene import DENSE, STANDARD, SceneSpec, make_scene
+from vllm_dpp.quality.scene import DENSE, MOVED, STANDARD, SceneSpec, make_scene
 
-SPLITS = {"standard": STANDARD, "dense": DENSE}
+SPLITS = {"standard": STANDARD, "moving": MOVED, "dense": DENSE}
 _SIZE = BatchSize()
 
 
@@ -53,19 +53,29 @@ Scores = dict[str, Score]
 """Per kind, without kinds that were not asked."""
 
 
-def held_out_batches(spec: SceneSpec, num_videos: int, size: BatchSize = _SIZE) -> Iterator[Batch]:
-    """Batches of the first `num_videos` test videos, all kinds asked equally often if possible."""
+def held_out_batches(
+    spec: SceneSpec, num_videos: int, size: BatchSize = _SIZE, turn: int = 0
+) -> Iterator[Batch]:
+    """Batches of the first `num_videos` test videos, all kinds asked equally often if possible.
+
+    Args:
+        spec: of the videos.
+        num_videos: at least one.
+        size: of a batch.
+        turn: how many other questions are asked and answered before each.
+    """
     equal = dict.fromkeys(KINDS, 1.0)
     seeds = TEST_SEEDS[:num_videos]
     for first in range(0, num_videos, size.num_videos):
         scenes = [make_scene(seed, spec) for seed in seeds[first : first + size.num_videos]]
-        asked = [draw_questions(scene, equal, size.num_places) for scene in scenes]
+        drawn = [draw_questions(scene, equal, size.num_places) for scene in scenes]
+        asked = [[tuple(q[i - turn : i + 1]) for i in range(turn, len(q))] for q in drawn]
         yield make_batch(scenes, asked, size)
 
 
 @torch.inference_mode()
 def score(model: Any, batches: Iterator[Batch], floors: bool = False) -> dict[int, Scores]:
-    """Asks `model` everything in `batches`.
+    """Asks `model` everything in `batches`; the last question of each chat counts.
 
     Args:
         model: a `Qwen2_5_VLForConditionalGeneration` of L layers.
@@ -122,8 +132,9 @@ def _right(model: Any, hidden: Tensor, packs: dict[str, Tensor]) -> Tensor:
 
 
 def _add(scores: Scores, batch: Batch, right: Tensor) -> None:
+    is_last = batch.packs.turns == batch.packs.turns.max()
     for index, kind in enumerate(KINDS):
-        asked = batch.packs.kinds == index
+        asked = (batch.packs.kinds == index) & is_last
         if asked.any():
             new = Score(int(right.cpu().numpy()[asked].sum()), int(asked.sum()))
             scores[kind] = scores.get(kind, Score(0, 0)) + new
@@ -158,12 +169,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--split", choices=sorted(SPLITS), default="standard")
     parser.add_argument("--videos", type=int, default=200)
+    parser.add_argument("--turn", type=int, default=0, help="questions asked before each")
     parser.add_argument("--floors", action="store_true", help="drop the video at every layer")
     parser.add_argument("--json", type=Path, help="also write the scores here")
     options = parser.parse_args(arguments)
     model, _ = load_model(options.model)
     spec = SPLITS[options.split]
-    scores = score(model, held_out_batches(spec, options.videos), options.floors)
+    scores = score(model, held_out_batches(spec, options.videos, turn=options.turn), options.floors)
     chance = chance_levels(spec, range(TEST_SEEDS.stop - 10_000, TEST_SEEDS.stop))
     print(table(scores, chance))
     if options.json:

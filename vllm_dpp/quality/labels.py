@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from vllm_dpp.quality.camera import seen_cells
 from vllm_dpp.quality.scene import GRID, NUM_CELLS, Scene
 from vllm_dpp.quality.words import COLOUR_NAMES, SHAPES
 
@@ -33,8 +34,8 @@ class CellLabels:
     Args:
         shape: what is drawn there, or `NO_SHAPE`.
         colour: of what is drawn there, or `NO_COLOUR`.
-        row: of the cell.
-        column: of the cell.
+        row: of the scene's cell, which is the picture's if the camera is still.
+        column: of the same.
         time: part of the video, of `TIME_BINS` equal ones.
         last_shape: what was there last before what is there now, or `NO_SHAPE`.
         visit: nothing so far; a thing's first step if that is not the video's; a thing that was
@@ -63,8 +64,11 @@ def label_cells(scene: Scene) -> CellLabels:
         visit[span, thing.cell] = OLD
         visit[thing.start, thing.cell] = NEW if thing.start else OLD
         visit[after, thing.cell] = LEFT_BRIEFLY if thing.is_brief else LEFT
-    step, cell = np.mgrid[: scene.num_steps, :NUM_CELLS]
-    time = step * TIME_BINS // scene.num_steps
+    cell = seen_cells(scene.views, scene.num_steps, GRID)
+    step = np.arange(scene.num_steps)[:, None]
+    time = step * TIME_BINS // scene.num_steps + np.zeros_like(cell)
+    seen = (label[step, cell] for label in (shape, colour, last_shape, visit))
+    shape, colour, last_shape, visit = seen
     labels = (shape, colour, cell // GRID, cell % GRID, time, last_shape, visit)
     return CellLabels(*(label.ravel().astype(np.int64) for label in labels))
 

@@ -176,7 +176,7 @@ def decode(model: Any, video: Tensor, packs: dict[str, Tensor], hide: bool = Fal
     Args:
         model: a `Qwen2_5_VLForConditionalGeneration`.
         video: [B, V, D] float, video tokens from the encoder.
-        packs: the questions, as tensors.
+        packs: the chats, as tensors.
         hide: as in `answer_step`.
     """
     hidden, turns, mask = embed(model, video, packs)
@@ -213,7 +213,7 @@ def embed(
     before, after = prefix.video.start, prefix.video.stop
     hidden = torch.cat([words[:, :before], video, words[:, after:]], 1)
     turns = network.rotary(model, pack_positions(prefix, packs["offsets"]), hidden)
-    return hidden, turns, attention_mask(packs["question"], len(prefix.token_ids))
+    return hidden, turns, attention_mask(packs["chat"], len(prefix.token_ids))
 
 
 def weight_of(part: str) -> float:

@@ -1,7 +1,8 @@
-"""Many questions about one video in one sequence: video first, then the questions side by side.
+"""Many chats about one video in one sequence: video first, then the chats side by side.
 
-The video is computed once. A block-diagonal mask keeps each question from seeing the others,
-and every question starts at the same position, so each is answered as if it stood alone.
+The video is computed once. A block-diagonal mask keeps each chat from seeing the others, and
+every chat starts at the same position, so each is answered as if it stood alone. A chat is one
+question, or several with the right answers between them.
 """
 
 from collections.abc import Sequence
@@ -21,50 +22,56 @@ from vllm_dpp.toy import tokenizer as tok
 BEFORE_VIDEO = f"<|im_start|>user\n{tok.VISION_START}"
 AFTER_VIDEO = tok.VISION_END
 AFTER_QUESTION = f"{tok.TURN_END}\n<|im_start|>assistant\n"
-"""The chat template around a video and a question. A test holds it against the template."""
+AFTER_ANSWER = f"{tok.TURN_END}\n<|im_start|>user\n"
+"""The chat template around a video, questions and answers. A test holds it against the template."""
 
 POSITIONS_PER_STEP = 2
 """M-RoPE: `tokens_per_second` times the seconds of a step."""
 
 NO_QUESTION = -1
 
+Chat = tuple[Question, ...]
+"""Questions about one video, the later ones asked after the earlier ones are answered."""
+
 
 @dataclass(frozen=True)
 class Prefix:
-    """The part of a sequence that all questions share.
+    """The part of a sequence that all chats share.
 
     Args:
         token_ids: [P] int64, with a placeholder for every video token.
         positions: [3, P] int64, M-RoPE positions (time, height, width).
         video: where the video's tokens are.
-        question_position: position of a question's first token, the same on all three axes.
+        chat_position: position of a chat's first token, the same on all three axes.
     """
 
     token_ids: Tensor
     positions: Tensor
     video: slice
-    question_position: int
+    chat_position: int
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Questions about one video, one after the other. Q tokens, G places for questions.
+    """Chats about one video, one after the other. Q tokens, G places for questions.
 
     Args:
         token_ids: [Q] int64, each question with its answer, then padding.
-        question: [Q] int64, which question a token belongs to, or `NO_QUESTION`.
-        offsets: [Q] int64, place of a token within its question.
+        chat: [Q] int64, which chat a token belongs to, or `NO_QUESTION`.
+        offsets: [Q] int64, place of a token within its chat.
         ask_at: [G] int64, index of the token that must predict the answer; 0 where unused.
         answers: [G] int64, token of the answer, or `NO_QUESTION`.
         kinds: [G] int64, index into `KINDS`, or `NO_QUESTION`.
+        turns: [G] int64, which question of its chat it is, from 0; `NO_QUESTION` where unused.
     """
 
     token_ids: np.ndarray
-    question: np.ndarray
+    chat: np.ndarray
     offsets: np.ndarray
     ask_at: np.ndarray
     answers: np.ndarray
     kinds: np.ndarray
+    turns: np.ndarray
 
 
 @cache
@@ -95,58 +102,73 @@ def make_prefix(num_steps: int) -> Prefix:
         token_ids=torch.tensor(before + count * placeholder + after),
         positions=torch.cat(positions, 1),
         video=slice(len(before), len(before) + count),
-        question_position=last + 1,
+        chat_position=last + 1,
     )
 
 
-def pack_questions(questions: Sequence[Question], num_tokens: int, num_places: int) -> Pack:
-    """Packs as many of `questions`, from the first on, as fit.
+def pack_chats(chats: Sequence[Chat], num_tokens: int, num_places: int) -> Pack:
+    """Packs as many of `chats`, from the first on, as fit.
 
     Args:
-        questions: about one video.
+        chats: about one video.
         num_tokens: Q, length of the pack.
         num_places: G, the most questions in the pack.
 
     Raises:
-        ValueError: not even one question fits.
+        ValueError: not even one chat fits.
     """
     padding = tokenize(tok.PADDING)[0]
     pack = Pack(
         token_ids=np.full(num_tokens, padding),
-        question=np.full(num_tokens, NO_QUESTION),
+        chat=np.full(num_tokens, NO_QUESTION),
         offsets=np.zeros(num_tokens, np.int64),
         ask_at=np.zeros(num_places, np.int64),
         answers=np.full(num_places, NO_QUESTION),
         kinds=np.full(num_places, NO_QUESTION),
+        turns=np.full(num_places, NO_QUESTION),
     )
     start = place = 0
-    for question in questions:
-        ids = tokenize(question.text + AFTER_QUESTION) + tokenize(question.answer)
+    for index, chat in enumerate(chats):
+        ids, ends = _chat_tokens(chat)
         stop = start + len(ids)
-        if stop > num_tokens or place == num_places:
+        if stop > num_tokens or place + len(chat) > num_places:
             break
         pack.token_ids[start:stop] = ids
-        pack.question[start:stop] = place
+        pack.chat[start:stop] = index
         pack.offsets[start:stop] = range(len(ids))
-        pack.ask_at[place] = stop - 2
-        pack.answers[place] = ids[-1]
-        pack.kinds[place] = KINDS.index(question.kind)
-        start, place = stop, place + 1
+        for turn, (question, end) in enumerate(zip(chat, ends, strict=True)):
+            pack.ask_at[place] = start + end - 2
+            pack.answers[place] = ids[end - 1]
+            pack.kinds[place] = KINDS.index(question.kind)
+            pack.turns[place] = turn
+            place += 1
+        start = stop
     if not place:
-        raise ValueError(f"no question fits into {num_tokens} tokens and {num_places} places")
+        raise ValueError(f"no chat fits into {num_tokens} tokens and {num_places} places")
     return pack
 
 
-def attention_mask(question: Tensor, num_prefix: int) -> Tensor:
-    """[B, 1, Q, P + Q] bool: a token sees the prefix and its own question, up to itself.
+def _chat_tokens(chat: Chat) -> tuple[list[int], list[int]]:
+    """Its tokens, and where each answer ends among them."""
+    ids: list[int] = []
+    ends = []
+    for question in chat:
+        ids += tokenize(AFTER_ANSWER) if ids else ()
+        ids += tokenize(question.text + AFTER_QUESTION) + tokenize(question.answer)
+        ends.append(len(ids))
+    return ids, ends
+
+
+def attention_mask(chat: Tensor, num_prefix: int) -> Tensor:
+    """[B, 1, Q, P + Q] bool: a token sees the prefix and its own chat, up to itself.
 
     Args:
-        question: [B, Q] int64, as in `Pack`.
+        chat: [B, Q] int64, as in `Pack`.
         num_prefix: P.
     """
-    length = question.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=question.device).tril()
-    own = (question[:, :, None] == question[:, None, :]) & causal
+    length = chat.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=chat.device).tril()
+    own = (chat[:, :, None] == chat[:, None, :]) & causal
     return torch.nn.functional.pad(own, (num_prefix, 0), value=True)[:, None]
 
 
@@ -160,6 +182,6 @@ def hide_video(mask: Tensor, video: slice) -> Tensor:
 def pack_positions(prefix: Prefix, offsets: Tensor) -> Tensor:
     """[3, B, P + Q] int64 M-RoPE positions of packs with `offsets`, [B, Q] int64."""
     batch = offsets.shape[0]
-    questions = (prefix.question_position + offsets).expand(3, -1, -1)
+    chats = (prefix.chat_position + offsets).expand(3, -1, -1)
     shared = prefix.positions.to(offsets.device)[:, None].expand(-1, batch, -1)
-    return torch.cat([shared, questions], dim=2)
+    return torch.cat([shared, chats], dim=2)

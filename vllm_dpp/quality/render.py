@@ -1,10 +1,11 @@
-"""Draws a scene: real frames with a background that drifts, noise, and changing light."""
+"""Draws a scene: real frames with a background that drifts, noise, changing light, a camera."""
 
 from functools import cache
 
 import cv2
 import numpy as np
 
+from vllm_dpp.quality.camera import film
 from vllm_dpp.quality.scene import FRAMES_PER_STEP, GRID, Distractor, Scene, Thing
 from vllm_dpp.quality.shapes import CELL, shape_masks
 from vllm_dpp.quality.words import COLOURS
@@ -29,6 +30,7 @@ def render(scene: Scene) -> Frames:
         _draw_distractor(frames, distractor, rng)
     for thing in scene.things:
         _draw_thing(frames, thing, rng)
+    film(frames, scene.views)
     frames += _noise()[rng.integers(0, _NOISE_BANK, len(frames))]
     return np.clip(frames, 0, 255, out=frames).astype(np.uint8)
 

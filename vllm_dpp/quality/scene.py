@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vllm_dpp.quality.camera import MOVING, STILL, View, make_views
 from vllm_dpp.quality.words import COLOUR_NAMES, SHAPES
 
 GRID = 4
@@ -29,12 +30,14 @@ class SceneSpec:
         num_things: range of the number of things; at most one less than there are shapes.
         num_briefs: range of the number of things that appear briefly.
         num_distractors: range of the number of cells that hold a distractor.
+        cameras: the camera of a video is one of these, drawn evenly.
     """
 
     num_steps: int = 8
     num_things: tuple[int, int] = (4, 8)
     num_briefs: tuple[int, int] = (1, 3)
     num_distractors: tuple[int, int] = (2, 5)
+    cameras: tuple[str, ...] = (STILL,)
 
     @property
     def num_frames(self) -> int:
@@ -43,16 +46,20 @@ class SceneSpec:
 
 
 STANDARD = SceneSpec()
-"""Training and the first test set: 16 frames, 128 video tokens."""
+"""The first test set: 16 frames, 128 video tokens."""
 
-SHORTER = SceneSpec(num_steps=6)
-"""Training only."""
+MOVED = SceneSpec(cameras=MOVING)
+"""The same under cameras that move."""
 
-LONGER = SceneSpec(num_steps=10)
-"""Training only."""
+_TRAINING = (STILL, STILL, STILL, *MOVING)
+
+TRAINING = SceneSpec(cameras=_TRAINING)
+SHORTER = SceneSpec(num_steps=6, cameras=_TRAINING)
+LONGER = SceneSpec(num_steps=10, cameras=_TRAINING)
+"""Of these three lengths are the videos of the training."""
 
 DENSE = SceneSpec(num_steps=16, num_things=(8, 9), num_briefs=(1, 4), num_distractors=(5, 7))
-"""The second test set: longer and denser than anything in training, 256 video tokens."""
+"""Longer and denser than anything in training, 256 video tokens."""
 
 
 @dataclass(frozen=True)
@@ -107,12 +114,14 @@ class Scene:
         num_steps: length.
         things: in random order.
         distractors: in cells without things.
+        views: how each frame is filmed; none if the camera is still.
     """
 
     seed: int
     num_steps: int
     things: tuple[Thing, ...]
     distractors: tuple[Distractor, ...]
+    views: tuple[View, ...] = ()
 
 
 def make_scene(seed: int, spec: SceneSpec = STANDARD) -> Scene:
@@ -127,7 +136,15 @@ def make_scene(seed: int, spec: SceneSpec = STANDARD) -> Scene:
         Thing(int(shape), int(colour), *visit)
         for shape, colour, visit in zip(shapes, colours, visits, strict=True)
     )
-    return Scene(seed, spec.num_steps, things, _distractors(rng, spec, cells))
+    distractors = _distractors(rng, spec, cells)
+    return Scene(seed, spec.num_steps, things, distractors, _views(seed, spec))
+
+
+def _views(seed: int, spec: SceneSpec) -> tuple[View, ...]:
+    """Of a generator of its own: the scene is the same under any camera."""
+    rng = np.random.default_rng((seed, spec.num_steps, 6))
+    camera = spec.cameras[int(rng.integers(len(spec.cameras)))]
+    return make_views(camera, spec.num_frames, rng)
 
 
 def _visits(

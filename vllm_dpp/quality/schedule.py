@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from vllm_dpp.quality.questions import KINDS
-from vllm_dpp.quality.scene import LONGER, SHORTER, STANDARD, SceneSpec
+from vllm_dpp.quality.scene import LONGER, SHORTER, TRAINING, SceneSpec
 
 PEAK_RATE = 1e-3
 WARM_UP_STEPS = 100
@@ -17,7 +17,12 @@ VISION_STEPS = 300
 VISION_RATE = 2e-3
 """The vision encoder learns alone first: answers cannot be learned from what is not seen."""
 
-_LENGTHS = (STANDARD, SHORTER, STANDARD, LONGER)
+HEADS_STEPS = 150
+"""Where a model is trained further, the read-outs are new and learn alone first."""
+
+FURTHER_RATE = 5e-4
+
+_LENGTHS = (TRAINING, SHORTER, TRAINING, LONGER)
 _MEMORY = 0.97
 _LEAST_ERROR = 0.03
 _LOOK_UPS = ("colour", "shape", "where")
@@ -35,11 +40,25 @@ def learning_rate(step: int, progress: float) -> float:
         progress: share of the training that is done, in [0, 1].
     """
     if step < VISION_STEPS:
-        return VISION_RATE * min(1.0, (step + 1) / WARM_UP_STEPS)
-    warm_up = min(1.0, (step + 1 - VISION_STEPS) / WARM_UP_STEPS)
+        return VISION_RATE * _warmed_up(step)
+    return PEAK_RATE * _warmed_up(step - VISION_STEPS) * _decayed(progress)
+
+
+def further_rate(step: int, progress: float, is_model: bool) -> float:
+    """The rate where a model is trained further, of the model or of its new read-outs."""
+    if step < HEADS_STEPS:
+        return 0.0 if is_model else VISION_RATE
+    return FURTHER_RATE * _warmed_up(step - HEADS_STEPS) * _decayed(progress)
+
+
+def _warmed_up(step: int) -> float:
+    return min(1.0, (step + 1) / WARM_UP_STEPS)
+
+
+def _decayed(progress: float) -> float:
     decayed = max(0.0, (progress - DECAY_FROM) / (1 - DECAY_FROM))
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, decayed)))
-    return PEAK_RATE * warm_up * (FINAL_SHARE + (1 - FINAL_SHARE) * cosine)
+    return FINAL_SHARE + (1 - FINAL_SHARE) * cosine
 
 
 def lengths(step: int) -> SceneSpec:

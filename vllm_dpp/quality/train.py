@@ -1,6 +1,7 @@
 """Trains the small model on the task.
 
-python -m vllm_dpp.quality.train --out DIR [--seed S] [--steps N] [--minutes M] [--resume]
+python -m vllm_dpp.quality.train --out DIR [--start MODEL] [--seed S] [--steps N] [--minutes M]
+    [--resume]
 
 DIR/model is the checkpoint, DIR/log the progress, DIR/log.jsonl the same for programs,
 DIR/curves.png the curves, DIR/state.pt what `--resume` needs.
@@ -25,10 +26,10 @@ from vllm_dpp.quality.curves import draw_curves
 from vllm_dpp.quality.evaluate import Scores, held_out_batches, overall, score
 from vllm_dpp.quality.feed import Feed
 from vllm_dpp.quality.learner import Heads, Step, answer_step, vision_step
-from vllm_dpp.quality.model import make_model, save_model
+from vllm_dpp.quality.model import load_model, make_model, save_model
 from vllm_dpp.quality.packing import tokenizer
 from vllm_dpp.quality.questions import KINDS
-from vllm_dpp.quality.scene import STANDARD
+from vllm_dpp.quality.scene import TRAINING
 
 LONGEST_STEP = 30.0
 """Seconds. What a step takes beyond that, the process was stopped; it does not count."""
@@ -50,6 +51,7 @@ class TrainOptions:
         score_videos: videos of each.
         save_every: seconds between two saved states.
         without: kinds of question that are not asked in training.
+        start: folder of a model that is trained further; None to start from nothing.
     """
 
     seed: int = 1
@@ -61,6 +63,7 @@ class TrainOptions:
     score_videos: int = 64
     save_every: float = 180.0
     without: tuple[str, ...] = ()
+    start: Path | None = None
 
 
 class Trainer:
@@ -73,15 +76,24 @@ class Trainer:
 
     def __init__(self, options: TrainOptions, device: torch.device) -> None:
         self.options = options
-        self.model: Any = make_model(tokenizer(), options.seed).to(device)
+        self.model: Any = (
+            load_model(options.start)[0].train()
+            if options.start
+            else make_model(tokenizer(), options.seed)
+        ).to(device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
             self.heads = Heads(self.model.config.text_config.hidden_size).to(device)
         self.parameters = [*self.model.parameters(), *self.heads.parameters()]
         self.optimizer = torch.optim.AdamW(
             [
-                {"params": [p for p in self.parameters if p.dim() > 1], "weight_decay": 0.02},
-                {"params": [p for p in self.parameters if p.dim() <= 1], "weight_decay": 0.0},
+                {
+                    "params": [p for p in module.parameters() if (p.dim() > 1) == is_matrix],
+                    "weight_decay": 0.02 * is_matrix,
+                    "is_model": module is self.model,
+                }
+                for module in (self.model, self.heads)
+                for is_matrix in (True, False)
             ],
             betas=(0.9, 0.98),
         )
@@ -103,10 +115,14 @@ class Trainer:
         weights = schedule.question_weights(self.accuracies)
         weights |= dict.fromkeys(self.options.without, 0.0)
         batch = self.feed.take(self.step, weights)
-        rate = schedule.learning_rate(self.step, self.progress)
+        rate, starts = schedule.learning_rate, not self.options.start
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        if self.step < schedule.VISION_STEPS:
+            group["lr"] = (
+                rate(self.step, self.progress)
+                if starts
+                else schedule.further_rate(self.step, self.progress, group["is_model"])
+            )
+        if starts and self.step < schedule.VISION_STEPS:
             result = vision_step(self.model, self.heads, batch)
         else:
             result = answer_step(
@@ -175,6 +191,7 @@ class Log:
             "steps": options.steps,
             "minutes": options.minutes,
             "without": list(options.without),
+            "start": options.start and options.start.name,
         }
         line = " ".join(f"{name} {value}" for name, value in given.items() if value)
         self._write(
@@ -243,7 +260,7 @@ def train(folder: Path, options: TrainOptions, device: torch.device, resume: boo
 
 
 def _score(trainer: Trainer) -> Scores:
-    batches = held_out_batches(STANDARD, trainer.options.score_videos)
+    batches = held_out_batches(TRAINING, trainer.options.score_videos)
     return next(iter(score(trainer.model, batches).values()))
 
 
@@ -251,6 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command of the module."""
     parser = argparse.ArgumentParser(prog="python -m vllm_dpp.quality.train")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--start", type=Path, help="folder of a model to be trained further")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=TrainOptions.steps)
     parser.add_argument("--minutes", type=float, help="end earlier, after so much training")
@@ -267,6 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         minutes=given.minutes,
         size=BatchSize(num_videos=given.videos),
         without=tuple(given.without),
+        start=given.start,
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the feed's process ends, too
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
