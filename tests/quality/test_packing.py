@@ -127,13 +127,13 @@ def test_a_later_question_is_asked_as_a_chat_template_asks_it(processor: Any) ->
     ]
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
     text = prompt.split(AFTER_VIDEO)[1]
-    pack = pack_chats([(first, later)], 60, 2)
-    count = int((pack.chat != NO_QUESTION).sum())
+    pack = pack_chats([(first, later), (later,)], 60, 2)
+    count = int((pack.chat == 0).sum())
     assert pack.token_ids[: count - 1].tolist() == list(tokenize(text))
     assert pack.token_ids[pack.ask_at + 1].tolist() == pack.answers.tolist()
-    assert pack.turns.tolist() == [0, 1]
-    assert pack.chat[:count].tolist() == count * [0]
+    assert [tokenizer().decode([token]) for token in pack.answers] == 2 * [later.answer]
     assert pack.offsets[:count].tolist() == list(range(count))
+    assert pack.chat[count] == 1 and pack.offsets[count] == 0
 
 
 def positions_of(question: Question) -> torch.Tensor:

@@ -138,11 +138,13 @@ def test_a_model_is_trained_further_and_its_read_outs_first(
 
 
 def test_later_questions_are_scored_alone(model: object) -> None:
-    (batch,) = held_out_batches(STANDARD, 2, BatchSize(2, 120, 8), turn=1)
-    last = batch.packs.turns == 1
-    assert 0 < last.sum() == (batch.packs.turns == 0).sum()
-    (scores,) = score(model, iter([batch])).values()
-    assert overall(scores).asked == last.sum()
+    alone, later = (
+        next(held_out_batches(STANDARD, 2, BatchSize(2, 200, 8), turn=turn)) for turn in (0, 1)
+    )
+    assert (alone.packs.kinds[:, 1:] == later.packs.kinds[:, :-1]).all()
+    assert (later.packs.chat == 0).sum() > (alone.packs.chat == 0).sum() + 10
+    (scores,) = score(model, iter([later])).values()
+    assert overall(scores).asked == 14
 
 
 def test_scores_count_every_question(model: object) -> None:

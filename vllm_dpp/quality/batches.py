@@ -81,15 +81,10 @@ def training_batch(
 
 
 def _in_chats(scene: Scene, questions: Sequence[Question]) -> list[Chat]:
-    """A third of the questions stand alone; two thirds are asked in chats of two."""
+    """Half of the questions are asked alone, the others after another one."""
     rng = np.random.default_rng((scene.seed, scene.num_steps, 7))
-    chats: list[Chat] = []
-    start = 0
-    while start < len(questions):
-        length = 1 + int(rng.random() < 0.5)
-        chats.append(tuple(questions[start : start + length]))
-        start += length
-    return chats
+    before = [rng.choice(len(questions), int(rng.random() < 0.5)) for _ in questions]
+    return [(*(questions[i] for i in old), new) for old, new in zip(before, questions, strict=True)]
 
 
 def _shift(scene: Scene) -> int:

@@ -75,7 +75,7 @@ def held_out_batches(
 
 @torch.inference_mode()
 def score(model: Any, batches: Iterator[Batch], floors: bool = False) -> dict[int, Scores]:
-    """Asks `model` everything in `batches`; the last question of each chat counts.
+    """Asks `model` everything in `batches`.
 
     Args:
         model: a `Qwen2_5_VLForConditionalGeneration` of L layers.
@@ -132,9 +132,8 @@ def _right(model: Any, hidden: Tensor, packs: dict[str, Tensor]) -> Tensor:
 
 
 def _add(scores: Scores, batch: Batch, right: Tensor) -> None:
-    is_last = batch.packs.turns == batch.packs.turns.max()
     for index, kind in enumerate(KINDS):
-        asked = (batch.packs.kinds == index) & is_last
+        asked = batch.packs.kinds == index
         if asked.any():
             new = Score(int(right.cpu().numpy()[asked].sum()), int(asked.sum()))
             scores[kind] = scores.get(kind, Score(0, 0)) + new

@@ -2,7 +2,7 @@
 
 The video is computed once. A block-diagonal mask keeps each chat from seeing the others, and
 every chat starts at the same position, so each is answered as if it stood alone. A chat is one
-question, or several with the right answers between them.
+question, or several with the right answers between them, the last of which is to be answered.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ POSITIONS_PER_STEP = 2
 NO_QUESTION = -1
 
 Chat = tuple[Question, ...]
-"""Questions about one video, the later ones asked after the earlier ones are answered."""
+"""Questions about one video: the last is asked when the others have been answered."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,15 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Pack:
-    """Chats about one video, one after the other. Q tokens, G places for questions.
+    """Chats about one video, one after the other. Q tokens, G places for chats.
 
     Args:
-        token_ids: [Q] int64, each question with its answer, then padding.
+        token_ids: [Q] int64, each chat with its answer, then padding.
         chat: [Q] int64, which chat a token belongs to, or `NO_QUESTION`.
         offsets: [Q] int64, place of a token within its chat.
         ask_at: [G] int64, index of the token that must predict the answer; 0 where unused.
         answers: [G] int64, token of the answer, or `NO_QUESTION`.
         kinds: [G] int64, index into `KINDS`, or `NO_QUESTION`.
-        turns: [G] int64, which question of its chat it is, from 0; `NO_QUESTION` where unused.
     """
 
     token_ids: np.ndarray
@@ -71,7 +70,6 @@ class Pack:
     ask_at: np.ndarray
     answers: np.ndarray
     kinds: np.ndarray
-    turns: np.ndarray
 
 
 @cache
@@ -112,7 +110,7 @@ def pack_chats(chats: Sequence[Chat], num_tokens: int, num_places: int) -> Pack:
     Args:
         chats: about one video.
         num_tokens: Q, length of the pack.
-        num_places: G, the most questions in the pack.
+        num_places: G, the most chats in the pack.
 
     Raises:
         ValueError: not even one chat fits.
@@ -125,38 +123,33 @@ def pack_chats(chats: Sequence[Chat], num_tokens: int, num_places: int) -> Pack:
         ask_at=np.zeros(num_places, np.int64),
         answers=np.full(num_places, NO_QUESTION),
         kinds=np.full(num_places, NO_QUESTION),
-        turns=np.full(num_places, NO_QUESTION),
     )
     start = place = 0
-    for index, chat in enumerate(chats):
-        ids, ends = _chat_tokens(chat)
+    for chat in chats:
+        ids = tokenize(chat_text(chat)) + tokenize(chat[-1].answer)
         stop = start + len(ids)
-        if stop > num_tokens or place + len(chat) > num_places:
+        if stop > num_tokens or place == num_places:
             break
         pack.token_ids[start:stop] = ids
-        pack.chat[start:stop] = index
+        pack.chat[start:stop] = place
         pack.offsets[start:stop] = range(len(ids))
-        for turn, (question, end) in enumerate(zip(chat, ends, strict=True)):
-            pack.ask_at[place] = start + end - 2
-            pack.answers[place] = ids[end - 1]
-            pack.kinds[place] = KINDS.index(question.kind)
-            pack.turns[place] = turn
-            place += 1
-        start = stop
+        pack.ask_at[place] = stop - 2
+        pack.answers[place] = ids[-1]
+        pack.kinds[place] = KINDS.index(chat[-1].kind)
+        start, place = stop, place + 1
     if not place:
         raise ValueError(f"no chat fits into {num_tokens} tokens and {num_places} places")
     return pack
 
 
-def _chat_tokens(chat: Chat) -> tuple[list[int], list[int]]:
-    """Its tokens, and where each answer ends among them."""
-    ids: list[int] = []
-    ends = []
-    for question in chat:
-        ids += tokenize(AFTER_ANSWER) if ids else ()
-        ids += tokenize(question.text + AFTER_QUESTION) + tokenize(question.answer)
-        ends.append(len(ids))
-    return ids, ends
+def chat_text(chat: Chat) -> str:
+    """What a chat template makes of it behind the video: all that is given before the answer.
+
+    It is tokenized as a whole: a word takes the line end before it along, as it does in the
+    history that a client sends.
+    """
+    turns = [f"{old.text}{AFTER_QUESTION}{old.answer}{AFTER_ANSWER}" for old in chat[:-1]]
+    return "".join(turns) + chat[-1].text + AFTER_QUESTION
 
 
 def attention_mask(chat: Tensor, num_prefix: int) -> Tensor:
