@@ -29,7 +29,7 @@ def provenance(
         A mapping for JSON: ``commit``, ``dirty`` (both ``None`` outside a git checkout),
         ``versions``, ``machine``, ``command`` and ``utc`` (ISO 8601, seconds).
     """
-    commit, dirty = _git_state(Path(__file__).parent)
+    commit, dirty = git_state()
     return {
         "commit": commit,
         "dirty": dirty,
@@ -101,8 +101,8 @@ def _version(*distributions: str) -> str:
     return UNKNOWN
 
 
-def _git_state(folder: Path) -> tuple[str | None, bool | None]:
-    """Commit hash and whether tracked or new files differ from it."""
+def git_state(folder: Path = Path(__file__).parent) -> tuple[str | None, bool | None]:
+    """Commit hash and whether tracked or new files differ from it; None outside a checkout."""
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None, None

@@ -20,18 +20,25 @@ from vllm_dpp.serving.cost_model import KEPT_OF_ENTERED, kv_share, retention_at 
 def test_names() -> None:
     assert parse_method("full") == Method("full")
     assert parse_method("dpp-softened@3") == Method("dpp-softened@3", 3, "dpp-softened")
-    assert parse_method("attention@12:last").last_token
     assert parse_method("change") == Method("change", entry="change")
     assert parse_method("change+dpp-none@4:1/2") == Method(
         "change+dpp-none@4:1/2", 4, "dpp-none", entry="change", fraction=0.5
     )
     assert parse_method(TWO_STAGES).fraction == KEPT_OF_ENTERED
-    for wrong in ("attention", "nothing@3", "full@2", "dpp@x", "dpp@3:first", "full+dpp@3", ""):
+    for wrong in (
+        "attention",
+        "nothing@3",
+        "full@2",
+        "dpp@x",
+        "full+dpp@3",
+        "dpp@3:last",
+        "",
+    ):
         with pytest.raises(ValueError, match="unknown method"):
             parse_method(wrong)
     with pytest.raises(ValueError, match="needs a RULE"):
         parse_method("dpp@3:1/2")
-    for wrong in ("change+dpp@3:last", "change+dpp@3:3/2", "change+dpp@3:0/2"):
+    for wrong in ("change+dpp@3:3/2", "change+dpp@3:0/2"):
         with pytest.raises(ValueError, match="expected a fraction in"):
             parse_method(wrong)
 
@@ -72,9 +79,18 @@ def test_arms_are_what_each_budget_allows() -> None:
 def test_engines_are_shared() -> None:
     assert Arm(parse_method("full"), 1.0).engine == Arm(parse_method("frames"), 0.4).engine
     assert Arm(parse_method("dpp@3"), 0.4).engine == Arm(parse_method("random@3"), 0.6).engine
+    assert Arm(parse_method("dpp@3"), 0.4).engine != Arm(parse_method("dpp-none@3"), 0.4).engine
     assert Arm(parse_method("evs"), 0.4).engine == Engine(None, 0.4)
     first, both = (Arm(parse_method(name), 0.3).engine for name in ("change", TWO_STAGES))
-    assert first == both == Engine(4, 1.0, "change")
+    assert first == both == Engine(4, 1.0, (("entry_rule", "change"), ("segment_by", "one")))
+
+
+def test_requests_choose_what_they_can_and_servers_the_rest() -> None:
+    arm = Arm(parse_method("dpp-negated@3"), 0.4)
+    assert arm.choices == {"dpp_relevance_sign": "negative", "dpp_relevance_floor": 0.0}
+    assert arm.engine == Engine(3, 1.0, (("segment_by", "one"),))
+    assert Arm(parse_method("random@3"), 0.4).choices == {"dpp_rule": "random"}
+    assert Arm(parse_method("full"), 1.0).choices == {}
 
 
 def test_the_default_methods_are_all_known_and_differ() -> None:

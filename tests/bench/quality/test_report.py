@@ -8,13 +8,12 @@ pytest.importorskip("vllm")
 
 from vllm_dpp.bench.quality.report import render  # noqa: E402
 from vllm_dpp.bench.quality.results import is_called, pool, summarise  # noqa: E402
-from vllm_dpp.bench.quality.statistics import Difference  # noqa: E402
 
 KINDS, GROUPS = ["colour", "count"] * 30, [i // 2 for i in range(60)]
 
 
 def record(right: str) -> dict[str, Any]:
-    return {"kept": 5, "share": 0.4, "right": right}
+    return {"kept": 5, "share": 0.4, "right": right, "commit": "abc"}
 
 
 ANSWERS = {
@@ -34,7 +33,8 @@ def test_summary() -> None:
     assert ours["kinds"]["colour"]["right"] == 30 and ours["kinds"]["count"]["right"] == 20
     assert ours["low"] < 50 / 60 < ours["high"]
     assert ours["points_to"]["full"]["points"] == pytest.approx(-1000 / 60, abs=1e-3)
-    assert ours["points_to"]["full"]["p"] == pytest.approx(2 / 2**10, abs=1e-4)
+    assert ours["points_to"]["full"]["p_signs"] == pytest.approx(2 / 2**10, abs=1e-4)
+    assert ours["commits"] == ["abc"]
     assert list(ours["points_to"]) == ["full"] and not arms["full", 1.0]["points_to"]
     assert arms["random@3", 0.4]["points_to"]["dpp@3"]["points"] == -50.0
     assert arms["random@3", 0.4]["points_to"]["dpp@3"]["is_called"]
@@ -88,12 +88,28 @@ def test_a_kind_that_one_of_two_models_does_not_know_is_left_out() -> None:
 
 
 def test_what_is_called_a_difference() -> None:
-    assert is_called(Difference(5, 1, 9, 0.01), [5])
-    assert not is_called(Difference(5, -1, 11, 0.1), [4, 6])
-    assert not is_called(Difference(3, 1, 5, 0.01), [3])
-    assert is_called(Difference(-3, -5, -1, 0.01), [-1, -5])
-    assert not is_called(Difference(3, 1, 5, 0.01), [7, -1])
-    assert not is_called(Difference(5, 1, 9, 0.01), [10, 0])
+    assert is_called(5, 0.01, [5])
+    assert not is_called(5, 0.1, [4, 6])
+    assert not is_called(3, 0.01, [3])
+    assert is_called(-3, 0.01, [-1, -5])
+    assert not is_called(3, 0.01, [7, -1])
+    assert not is_called(5, 0.01, [10, 0])
+
+
+def test_one_of_many_comparisons_must_be_clearer() -> None:
+    """Alike videos and budgets, one arm a little worse: alone it is called, among twenty not."""
+    worse = record("1" * 44 + "10" * 8)
+    answers = {("full", 1.0): record("1" * 60), ("dpp@3", 0.4): worse}
+    others = {(f"random@{i}", 0.4): record("1" * 60) for i in range(20)}
+    groups = list(range(60))
+    alone, among = (
+        summarise(pool("standard", KINDS, groups, [own, own]), ["full"])["arms"][1]
+        for own in (answers, answers | others)
+    )
+    one, other = (arm["points_to"]["full"] for arm in (alone, among))
+    assert one["p"] == one["p_holm"] == other["p"] and one["is_called"]
+    assert other["p_holm"] == pytest.approx(21 * other["p"], rel=1e-4)
+    assert not other["is_called"]
 
 
 def test_tables() -> None:
@@ -103,6 +119,7 @@ def test_tables() -> None:
     summary["floors"] = [floors]
     text = render({"splits": [summary]})
     assert "Standard videos: 60 questions" in text
+    assert "Answers of abc." in text
     lines = [line.split() for line in text.splitlines()]
     assert ["dpp@3", "-", "83.3", "±9.4", "(5)"] in lines
     assert ["random@3", "-", "-50.0", "(-50.0..-50.0)*"] in lines

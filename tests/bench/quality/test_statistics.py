@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from vllm_dpp.bench.quality.statistics import mcnemar, paired_difference
+from vllm_dpp.bench.quality.statistics import holm, mcnemar, paired_difference
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,23 @@ def test_difference_of_independent_questions() -> None:
     # Differences 0, 1, 1, -1: variance 11/12, of the mean 11/48.
     half = 100 * 1.959964 * (11 / 48) ** 0.5
     assert (difference.low, difference.high) == pytest.approx((25 - half, 25 + half))
-    assert not difference.is_clear and difference.p == 1.0
+    assert difference.p_signs == 1.0
+    assert difference.p == pytest.approx(0.6015, abs=1e-4)  # 2 (1 - Phi(25 / (half / 1.96)))
+
+
+def test_p_and_interval_agree() -> None:
+    for right in (4, 5, 6, 7):
+        ours, theirs = [True] * right + [False] * (10 - right), [False] * 9 + [True]
+        difference = paired_difference(ours, theirs, list(range(10)))
+        assert (difference.p < 0.05) == (difference.low > 0)
+    same = paired_difference([True] * 4, [True] * 4, [0, 1, 2, 3])
+    assert (same.points, same.p) == (0, 1)
+
+
+def test_holm() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
 
 
 def test_questions_of_one_video_count_as_one() -> None:
@@ -31,7 +47,7 @@ def test_questions_of_one_video_count_as_one() -> None:
     doubled = paired_difference(ours * 2, theirs * 2, [*range(100), *range(100)])
     assert doubled.points == alone.points == 50
     assert doubled.low == pytest.approx(alone.low)
-    assert doubled.p == alone.p == mcnemar(50, 0)
+    assert doubled.p_signs == alone.p_signs == mcnemar(50, 0)
     assert paired_difference(ours * 2, theirs * 2, list(range(200))).low > alone.low + 2
 
 

@@ -13,9 +13,11 @@ from vllm_dpp.bench.quality.test_set import (  # noqa: E402
     make_test_set,
     smaller_frames,
 )
+from vllm_dpp.quality.model import LEARNED  # noqa: E402
 from vllm_dpp.quality.questions import KINDS  # noqa: E402
 from vllm_dpp.quality.render import FPS, render  # noqa: E402
 from vllm_dpp.quality.scene import DENSE, STANDARD, make_scene  # noqa: E402
+from vllm_dpp.quality.words import COLOUR_NAMES, SHAPES  # noqa: E402
 
 
 def test_as_many_of_each_kind_and_the_same_again() -> None:
@@ -26,6 +28,17 @@ def test_as_many_of_each_kind_and_the_same_again() -> None:
     pairs = Counter(zip(test_set.groups, test_set.kinds, strict=True))
     assert max(pairs.values()) == 1
     assert sorted(set(test_set.groups)) == list(range(len(test_set.videos)))
+
+
+def test_later_questions_are_the_same_ones_after_others() -> None:
+    alone, later = (make_test_set(name, 4, LEARNED) for name in ("moving", "moving-later"))
+    assert [item.question for item in alone.asked] == [item.question for item in later.asked]
+    assert all((a == b).all() for a, b in zip(alone.videos, later.videos, strict=True))
+    assert {len(item.chat) for item in alone.asked} == {1}
+    things = {*SHAPES, *COLOUR_NAMES}
+    for item in later.asked:
+        first, last = ({*q.text.lower().strip("?").split(), q.answer} & things for q in item.chat)
+        assert not first & last and item.chat[0].text != item.chat[1].text
 
 
 def test_videos_went_through_an_mp4() -> None:

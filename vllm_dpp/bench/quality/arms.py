@@ -3,9 +3,11 @@
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 from vllm_dpp.bench.quality.selectors import SELECTORS
 from vllm_dpp.serving.cost_model import KEPT_OF_ENTERED, retention_at, two_stage_ratios
+from vllm_dpp.serving.request_plan import ARG_PREFIX, CHOICES
 
 BUDGETS = (0.6, 0.4, 0.3, 0.2, 0.15, 0.1)
 """Shares of the video's LM prefill and KV that are left."""
@@ -16,7 +18,7 @@ ENTRY_RULES = ("change", "dpp", "uniform", "random")
 """That choose what enters the decoder, without a question."""
 GRAMMAR = (
     "full, evs, frames, resolution; RULE, which chooses what enters the decoder, one of "
-    f"{', '.join(ENTRY_RULES)}; SELECTOR@K[:last], which chooses at layer K, SELECTOR one of "
+    f"{', '.join(ENTRY_RULES)}; SELECTOR@K, which chooses at layer K, SELECTOR one of "
     f"{', '.join(SELECTORS)}; or both, RULE+SELECTOR@K[:FRACTION], where K keeps 1/4 or FRACTION "
     "of what enters"
 )
@@ -41,8 +43,6 @@ DEFAULT_METHODS = (
     "change+dpp-softened@4:1/2",
     "change+dpp-none@4:1/2",
     *(f"{name}@{layer}" for layer, names in _AT_LAYER.items() for name in names.split()),
-    "attention@3:last",
-    "dpp-softened@3:last",
 )
 
 
@@ -53,8 +53,7 @@ class Method:
     Args:
         name: as `--methods` has it.
         layer: K; None for what happens before the decoder, and for `full`.
-        selector: name of the rule; None where there is no layer.
-        last_token: the relevance is that of the question's last token, not its mean.
+        selector: one of `SELECTORS`; None where there is no layer.
         entry: the rule that chooses what enters the decoder; None where everything does.
         fraction: of what enters that stays from layer K on, where `entry` is given.
     """
@@ -62,7 +61,6 @@ class Method:
     name: str
     layer: int | None = None
     selector: str | None = None
-    last_token: bool = False
     entry: str | None = None
     fraction: float = 1.0
 
@@ -89,18 +87,17 @@ def parse_method(text: str) -> Method:
         return Method(text)
     if text in ENTRY_RULES:
         return Method(text, entry=text)
-    match = re.fullmatch(r"(?:(\w+)\+)?([\w.-]+)@(\d+)(?::(last|\d+/\d+))?", text)
+    match = re.fullmatch(r"(?:(\w+)\+)?([\w.-]+)@(\d+)(?::(\d+/\d+))?", text)
     if match is None or match[2] not in SELECTORS or match[1] not in (None, *ENTRY_RULES):
         raise ValueError(f"unknown method {text!r}: expected {GRAMMAR}")
     entry, selector, layer, option = match.groups()
     if entry is None:
-        if option not in (None, "last"):
+        if option is not None:
             raise ValueError(f"{text!r}: a fraction of what enters needs a RULE+ before it")
-        return Method(text, int(layer), selector, option == "last")
-    fraction = KEPT_OF_ENTERED
-    if option is not None:
-        if option == "last" or not 0 < (fraction := float(Fraction(option))) <= 1:
-            raise ValueError(f"{text!r}: expected a fraction in (0, 1] after the colon")
+        return Method(text, int(layer), selector)
+    fraction = KEPT_OF_ENTERED if option is None else float(Fraction(option))
+    if not 0 < fraction <= 1:
+        raise ValueError(f"{text!r}: expected a fraction in (0, 1] after the colon")
     return Method(text, int(layer), selector, entry=entry, fraction=fraction)
 
 
@@ -111,12 +108,12 @@ class Engine:
     Args:
         layer: K of the pruning plugin; None for stock vLLM.
         evs_share: share of video tokens that EVS leaves; 1 where it is off.
-        entry: the plugin's rule of what enters; None where everything does.
+        settings: the plugin's others, sorted.
     """
 
     layer: int | None = None
     evs_share: float = 1.0
-    entry: str | None = None
+    settings: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,10 +133,22 @@ class Arm:
         """The engine it runs in; arms of equal engines share one."""
         method = self.method
         layer = _ENTRY_ENGINE_LAYER if method.entry and method.layer is None else method.layer
-        return Engine(layer, self.budget if method.name == EVS else 1.0, method.entry)
+        selector = method.selector or _ENTRY_ENGINE_SELECTOR
+        settings = {k: v for k, v in SELECTORS[selector].items() if k not in CHOICES}
+        if method.entry is not None:
+            settings["entry_rule"] = method.entry
+        of_plugin = () if layer is None else tuple(sorted(settings.items()))
+        return Engine(layer, self.budget if method.name == EVS else 1.0, of_plugin)
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What its requests choose for themselves, with the prefix of request arguments."""
+        own = SELECTORS[self.method.selector] if self.method.selector else {}
+        return {ARG_PREFIX + k: v for k, v in own.items() if k in CHOICES}
 
 
-_ENTRY_ENGINE_LAYER = 4  # where nothing is pruned in the middle: that of TWO_STAGES, to share it
+# Where nothing is pruned in the middle: those of TWO_STAGES, to share its engine.
+_ENTRY_ENGINE_LAYER, _ENTRY_ENGINE_SELECTOR = 4, "dpp-softened-0.6"
 
 
 def make_arms(methods: list[Method], budgets: list[float], num_layers: int) -> list[Arm]:

@@ -19,8 +19,9 @@ from vllm_dpp.bench.quality.pictures import draw_kept
 from vllm_dpp.bench.quality.report import render
 from vllm_dpp.bench.quality.results import pool, summarise
 from vllm_dpp.bench.quality.runs import AnswerFile, Run, run_arms
+from vllm_dpp.bench.quality.test_set import spec_of
 from vllm_dpp.quality.batches import TEST_SEEDS
-from vllm_dpp.quality.evaluate import SPLITS, held_out_batches, score
+from vllm_dpp.quality.evaluate import held_out_batches, score
 from vllm_dpp.quality.model import load_model
 from vllm_dpp.quality.questions import chance_levels
 
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _drawn(arms: list[Arm], against: list[str]) -> list[Arm]:
     """The smallest budget of the first method that chooses tokens."""
-    choosing = [arm for arm in arms if arm.method.selector and arm.method.entry is None]
+    choosing = [arm for arm in arms if arm.method.selector]
     for name in against:
         own = [arm for arm in choosing if arm.method.name == name]
         if own:
@@ -89,7 +90,7 @@ def _summary(
     wanted = [(arm.method.name, arm.budget) for arm in arms]
     answers = [{key: found[key] for key in wanted} for found in (file.read(run) for run in runs)]
     pooled = pool(split, test_set.kinds, test_set.groups, answers)
-    spec = SPLITS[split]
+    spec = spec_of(split)
     return summarise(pooled, against) | {
         "chance": chance_levels(spec, range(TEST_SEEDS.stop - 10_000, TEST_SEEDS.stop)),
         "floors": [_floors(run) for run in runs],
@@ -99,7 +100,7 @@ def _summary(
 def _floors(run: Run) -> Mapping[str, Mapping[str, float]]:
     """By layer K, accuracy by kind with all of the video dropped before K, in plain PyTorch."""
     model, _ = load_model(run.checkpoint.folder)
-    batches = held_out_batches(SPLITS[run.split], _FLOOR_VIDEOS)
+    batches = held_out_batches(spec_of(run.split), _FLOOR_VIDEOS)
     found = score(model, batches, floors=True)
     depth = max(found)
     return {

@@ -1,27 +1,26 @@
 """One vLLM engine, in this process, that answers the test set arm by arm."""
 
 import os
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from vllm_dpp.bench.evs_on_cpu import mend_evs_on_cpu
-from vllm_dpp.bench.quality.arms import FRAMES, RESOLUTION, Arm, Engine, Method
+from vllm_dpp.bench.quality.arms import FRAMES, RESOLUTION, Arm, Engine
 from vllm_dpp.bench.quality.checkpoints import ARCHITECTURE, Checkpoint
-from vllm_dpp.bench.quality.selectors import SELECTORS
 from vllm_dpp.bench.quality.test_set import Asked, TestSet, fewer_frames, smaller_frames
 from vllm_dpp.pruning.budget import num_kept
-from vllm_dpp.quality.packing import AFTER_QUESTION, AFTER_VIDEO, BEFORE_VIDEO
+from vllm_dpp.quality.packing import AFTER_VIDEO, BEFORE_VIDEO, chat_text
 from vllm_dpp.quality.render import FPS
 from vllm_dpp.quality.shapes import CELL
 from vllm_dpp.serving.cost_model import kv_share
 from vllm_dpp.serving.front.families import family_of
-from vllm_dpp.serving.request_plan import ENTRY_RATIO_ARG, RETENTION_RATIO_ARG
+from vllm_dpp.serving.request_plan import ENTRY_RATIO_ARG, RECORD_ARG, RETENTION_RATIO_ARG
 from vllm_dpp.serving.settings import SECTION
-from vllm_dpp.serving.step import RangeRows
+from vllm_dpp.show import KeptVideo
 from vllm_dpp.toy.tokenizer import VIDEO_PAD
 from vllm_dpp.toy.video import Frames, vllm_video
 
@@ -72,53 +71,60 @@ class QualityEngine:
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override kv_cache_memory_bytes
         from vllm import LLM  # reads the environment
 
+        from vllm_dpp.bench.quality import vidcom2
+
+        vidcom2.register()
         self.test_set, self.num_layers = test_set, checkpoint.num_layers
-        self._llm = LLM(str(checkpoint.folder), **ENGINE_ARGS, **_own_args(engine))
+        self._prunes = engine.layer is not None
+        self._records = TemporaryDirectory(prefix="vllm-dpp-quality-")
+        own_args = _own_args(engine, self._records.name)
+        self._llm = LLM(str(checkpoint.folder), **ENGINE_ARGS, **own_args)
         worker: Any = self._llm.llm_engine.model_executor.driver_worker.worker
         mend_evs_on_cpu(worker)
-        self._selector: Any = None
-        if engine.layer is not None:
-            self._selector = worker.get_model().language_model.model.selector
-            self._read = self._selector.read
         self._token_id = self._llm.get_tokenizer().convert_tokens_to_ids(VIDEO_PAD)
 
     def answer(self, arm: Arm) -> Answers:
-        """Asks everything at one method and budget."""
-        outputs, chosen = self._ask(arm, self.test_set.asked)
-        if arm.method.selector is not None and len(chosen) != len(outputs):
-            raise RuntimeError(f"{arm}: not every video was selected from")
+        """Asks everything at one method and budget.
+
+        Raises:
+            RuntimeError: the engine did not keep as many tokens as the method says.
+        """
+        outputs = self._ask(arm, self.test_set.asked)
         right = tuple(
             output.outputs[0].text.strip() == item.question.answer
             for output, item in zip(outputs, self.test_set.asked, strict=True)
         )
-        return self._answers(arm, outputs[0].prompt_token_ids.count(self._token_id), right)
+        answers = self._answers(arm, outputs[0].prompt_token_ids.count(self._token_id), right)
+        if self._prunes and (kept := int(self.kept(arm, 0)[0].kept.sum())) != answers.kept:
+            raise RuntimeError(f"{arm}: {kept} tokens of a video were kept, not {answers.kept}")
+        return answers
 
-    def kept(self, arm: Arm, index: int) -> tuple[Tensor, str]:
-        """What is kept for one question, [slices, rows, columns] bool, and the answer."""
-        asked = self.test_set.asked[index]
-        (output,), (chosen,) = self._ask(arm, [asked])
-        frames, height, width, _ = self.test_set.videos[asked.video].shape
-        mask = torch.zeros(frames // 2, height // CELL, width // CELL, dtype=torch.bool)
-        mask.view(-1)[chosen.cpu()] = True
-        return mask, output.outputs[0].text.strip()
+    def kept(self, arm: Arm, index: int) -> tuple[KeptVideo, str]:
+        """What is kept for one question by an engine that prunes, and the answer."""
+        (output,) = self._ask(arm, [self.test_set.asked[index]], record=True)
+        folder, deadline = Path(self._records.name), time.monotonic() + _RECORD_TIMEOUT
+        while not (found := list(folder.glob("*.kept.json"))):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{arm}: no record of what was kept")
+            time.sleep(0.01)
+        video = KeptVideo.load(found[0])
+        found[0].unlink()
+        return video, output.outputs[0].text.strip()
 
-    def _ask(self, arm: Arm, asked: Sequence[Asked]) -> tuple[list[Any], list[Tensor]]:
-        """vLLM's outputs, and what was kept of each video in the order of the selections."""
+    def _ask(self, arm: Arm, asked: Sequence[Asked], record: bool = False) -> list[Any]:
+        """vLLM's outputs."""
         from vllm import SamplingParams
 
-        extra, chosen = None, []
+        extra: dict[str, Any] = {}
         entry_ratio, ratio = arm.method.ratios(arm.budget, self.num_layers)
-        if arm.method.selector is not None:
-            extra = {RETENTION_RATIO_ARG: ratio}
-            chosen = self._choose_by(arm.method)
-        elif arm.method.entry is not None:
-            extra = {RETENTION_RATIO_ARG: 1}
-        sampling = SamplingParams(max_tokens=1, temperature=0.0, extra_args=extra)
+        if self._prunes:
+            extra = {RETENTION_RATIO_ARG: ratio, RECORD_ARG: record, **arm.choices}
+        sampling = SamplingParams(max_tokens=1, temperature=0.0, extra_args=extra or None)
         prompts = list(_prompts(self.test_set, asked, arm))
         if arm.method.entry is not None:
             for prompt in prompts:
                 prompt["mm_processor_kwargs"] = {ENTRY_RATIO_ARG: entry_ratio}
-        return self._llm.generate(prompts, sampling, use_tqdm=False), chosen
+        return self._llm.generate(prompts, sampling, use_tqdm=False)
 
     def _answers(self, arm: Arm, entered: int, right: tuple[bool, ...]) -> Answers:
         frames, height, width, _ = self.test_set.videos[0].shape
@@ -129,37 +135,13 @@ class QualityEngine:
         share = kv_share(arm.method.layer or 0, self.num_layers, kept / entered)
         return Answers(kept, share * entered / total, right)
 
-    def _choose_by(self, method: Method) -> list[Tensor]:
-        """Puts the method's rule into the model. Returns a list that its choices are added to."""
-        rule = SELECTORS[str(method.selector)]
-        chosen: list[Tensor] = []
 
-        def select(videos: Sequence[Any], settings: Any) -> list[Tensor]:
-            kept = [rule(video) for video in videos]
-            chosen.extend(kept)
-            return kept
-
-        self._selector.select = select
-        self._selector.read = self._read_last_token if method.last_token else self._read
-        return chosen
-
-    def _read_last_token(
-        self, layer: Any, positions: Tensor, states: Any, part: RangeRows
-    ) -> list[Tensor]:
-        """As the selector reads, with the last token of each question alone."""
-        videos = []
-        for video in part.turn.videos:
-            end = video.question[-1][1]
-            videos.append(replace(video, question=((end - 1, end),)))
-        turn = replace(part.turn, videos=tuple(videos))
-        return self._read(layer, positions, states, replace(part, turn=turn))
+_RECORD_TIMEOUT = 30.0
 
 
-def _own_args(engine: Engine) -> dict[str, Any]:
+def _own_args(engine: Engine, records: str) -> dict[str, Any]:
     if engine.layer is not None:
-        settings = {"prune_layer": engine.layer, "relevance": "question"}
-        if engine.entry is not None:
-            settings["entry_rule"] = engine.entry
+        settings = {"prune_layer": engine.layer, "record_dir": records, **dict(engine.settings)}
         return {
             "hf_overrides": {"architectures": [family_of(ARCHITECTURE).variant]},
             "additional_config": {SECTION: settings},
@@ -176,7 +158,7 @@ def _prompts(test_set: TestSet, asked: Sequence[Asked], arm: Arm) -> Iterator[di
         if item.video not in videos:
             videos[item.video] = _shown(test_set.videos[item.video], arm)
         frames, fps = videos[item.video]
-        text = BEFORE_VIDEO + VIDEO_PAD + AFTER_VIDEO + item.question.text + AFTER_QUESTION
+        text = BEFORE_VIDEO + VIDEO_PAD + AFTER_VIDEO + chat_text(item.chat)
         name = f"{test_set.split} {item.video} {frames.shape} {fps}"
         yield {
             "prompt": text,

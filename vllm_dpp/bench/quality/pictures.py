@@ -3,9 +3,9 @@
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from vllm_dpp import show
@@ -20,7 +20,7 @@ def draw_kept(run: Run, arms: Sequence[Arm], indices: Sequence[int], path: Path)
 
     Args:
         run: model and test set.
-        arms: methods that choose at a layer.
+        arms: methods that choose tokens through our plugin.
         indices: of questions in the test set.
         path: of the picture.
     """
@@ -29,26 +29,25 @@ def draw_kept(run: Run, arms: Sequence[Arm], indices: Sequence[int], path: Path)
     for arm in arms:
         with ProcessPoolExecutor(1, mp_context=context) as pool:
             found = pool.submit(_kept, run, arm, list(indices)).result()
-        for index, (mask, answer) in zip(indices, found, strict=True):
+        for index, (video, answer) in zip(indices, found, strict=True):
             asked = test_set.asked[index]
             mark = "right" if answer == asked.question.answer else "wrong"
             title = (
                 f"{asked.question.text}  {answer} ({mark})   [{arm.method.name}, {arm.budget:g}]"
             )
             frames = list(test_set.videos[asked.video][::2])
-            picture = show.draw(show.KeptVideo(mask, title), frames, columns=8)
+            picture = show.draw(replace(video, title=title), frames, columns=8)
             rows.append((index, picture))
     rows.sort(key=lambda row: indices.index(row[0]))  # stable: arms in their order
     _stack([picture for _, picture in rows]).save(path)
 
 
-def _kept(run: Run, arm: Arm, indices: list[int]) -> list[tuple[np.ndarray, str]]:
+def _kept(run: Run, arm: Arm, indices: list[int]) -> list[tuple[show.KeptVideo, str]]:
     """In a process of its own."""
     from vllm_dpp.bench.quality.engine import QualityEngine
 
     engine = QualityEngine(run.checkpoint, arm.engine, run.test_set())
-    found = [engine.kept(arm, index) for index in indices]
-    return [(mask.numpy(), answer) for mask, answer in found]
+    return [engine.kept(arm, index) for index in indices]
 
 
 def _stack(pictures: Sequence[Image.Image]) -> Image.Image:

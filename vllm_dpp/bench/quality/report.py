@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from vllm_dpp.bench.quality.arms import FULL
+from vllm_dpp.bench.quality.results import LEVEL
 from vllm_dpp.bench.summary import table
 
 
@@ -19,12 +20,15 @@ def render(document: Mapping[str, Any]) -> str:
         if split["left_out"]:
             named = ", ".join(f"{kind} ({100 * x:.0f} %)" for kind, x in split["left_out"].items())
             parts.append(f"Left out, since the unpruned model does not answer them: {named}.")
+        commits = sorted({commit for arm in split["arms"] for commit in arm["commits"]})
+        parts.append(f"Answers of {', '.join(commits)}.")
         parts.append("± is half of Wilson's 95 % interval, which takes questions for independent.")
         parts.append(_fence(_by_budget(split, "right, % (tokens kept)", _accuracy)))
         for method in split["against"]:
             parts.append(
                 f"Points to `{method}`, with the 95 % interval of paired answers, clustered by "
-                "video; `*` where it is called a difference:"
+                f"video; `*` where it is called a difference: {100 * LEVEL:g} % for all of this "
+                "table together (Holm), and every model has its sign:"
             )
             parts.append(_fence(_by_budget(split, "points", partial(_difference, to=method))))
         if split["num_models"] > 1:

@@ -5,11 +5,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from vllm_dpp.bench.quality.arms import FULL
-from vllm_dpp.bench.quality.statistics import Difference, paired_difference
+from vllm_dpp.bench.quality.statistics import holm, paired_difference
 from vllm_dpp.quality.evaluate import Score, Scores, overall
 
 SMALL_POINTS = 4.0
 """A smaller difference is called one only if models of several training seeds agree on it."""
+
+LEVEL = 0.05
+"""Of a table of differences as a whole: all that are compared with one method, at all budgets."""
 
 LEAST_UNPRUNED = 0.9
 """Kinds that the model answers less often without pruning say nothing about pruning."""
@@ -24,7 +27,8 @@ class Pool:
         kinds: of each question, model after model.
         groups: its cluster, the video: what is hard in it may be so for every model.
         num_models: how many.
-        arms: by method and budget: kept, share, and right as a string of 0 and 1.
+        arms: by method and budget: kept, share, right as a string of 0 and 1, and the commits of
+            the code that gave the answers.
     """
 
     split: str
@@ -57,6 +61,7 @@ def pool(
                 "kept": answers[0][key]["kept"],
                 "share": answers[0][key]["share"],
                 "right": "".join(own[key]["right"] for own in answers),
+                "commits": sorted({own[key]["commit"] for own in answers}),
             }
             for key in shared
         },
@@ -94,13 +99,16 @@ def summarise(pooled: Pool, against: Sequence[str]) -> dict[str, Any]:
         against: methods to which the others are compared, at their own budget if they have one.
     """
     pooled, left_out = without_unlearned(pooled)
+    arms = [_summarise_arm(pooled, key, against) for key in pooled.arms]
+    for name in against:
+        _call([arm["points_to"][name] for arm in arms if name in arm["points_to"]])
     return {
         "split": pooled.split,
         "left_out": left_out,
         "num_models": pooled.num_models,
         "num_questions": len(pooled.kinds) // pooled.num_models,
         "against": list(against),
-        "arms": [_summarise_arm(pooled, key, against) for key in pooled.arms],
+        "arms": arms,
     }
 
 
@@ -115,6 +123,7 @@ def _summarise_arm(pooled: Pool, key: tuple[str, float], against: Sequence[str])
         "budget": key[1],
         "kept": arm["kept"],
         "share": round(arm["share"], 4),
+        "commits": arm["commits"],
         "accuracy": round(total.accuracy, 4),
         "low": round(low, 4),
         "high": round(high, 4),
@@ -139,22 +148,30 @@ def _difference(pooled: Pool, key: tuple[str, float], other: tuple[str, float]) 
         for own, theirs in zip(pooled.rights(key), pooled.rights(other), strict=True)
     ]
     return {
-        **{name: round(value, 4) for name, value in asdict(difference).items()},
+        **{name: float(f"{value:.6g}") for name, value in asdict(difference).items()},
         "by_model": [round(points, 4) for points in by_model],
-        "is_called": is_called(difference, by_model),
     }
 
 
-def is_called(difference: Difference, by_model: Sequence[float]) -> bool:
+def _call(differences: Sequence[dict[str, Any]]) -> None:
+    """Adds to each of a table of them its corrected p and whether it is called a difference."""
+    corrected = holm([difference["p"] for difference in differences])
+    for difference, p in zip(differences, corrected, strict=True):
+        difference["p_holm"] = float(f"{p:.6g}")
+        difference["is_called"] = is_called(difference["points"], p, difference["by_model"])
+
+
+def is_called(points: float, p: float, by_model: Sequence[float]) -> bool:
     """Whether it is called a difference: it is clear, and all models have its sign.
 
     Args:
-        difference: of all answers.
+        points: of all answers.
+        p: corrected for the number of comparisons.
         by_model: points of each model alone. If there is only one, they must be many.
     """
-    is_shared = all(points * difference.points > 0 for points in by_model)
-    is_enough = len(by_model) > 1 or abs(difference.points) >= SMALL_POINTS
-    return difference.is_clear and is_shared and is_enough
+    is_shared = all(own * points > 0 for own in by_model)
+    is_enough = len(by_model) > 1 or abs(points) >= SMALL_POINTS
+    return p < LEVEL and is_shared and is_enough
 
 
 def _share_right(right: str) -> float:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_dpp.bench.provenance import UNKNOWN, git_state
 from vllm_dpp.bench.quality.arms import Arm, Engine
 from vllm_dpp.bench.quality.checkpoints import Checkpoint
 from vllm_dpp.bench.quality.test_set import TestSet, make_test_set
@@ -56,10 +57,14 @@ class AnswerFile:
         self.path = path
 
     def read(self, run: Run) -> dict[tuple[str, float], dict[str, Any]]:
-        """By method and budget, the records of a run: kept, share, right."""
+        """By method and budget, the records of a run: kept, share, right, commit.
+
+        What was added last is passed over if it was cut off: it has no line end.
+        """
         if not self.path.exists():
             return {}
-        records = [json.loads(line) for line in self.path.read_text().splitlines()]
+        whole = self.path.read_text().rpartition("\n")[0]
+        records = [json.loads(line) for line in whole.splitlines()]
         key = run.key
         return {
             (record["method"], record["budget"]): record
@@ -68,16 +73,20 @@ class AnswerFile:
         }
 
     def add(self, run: Run, arm: Arm, answers: Any, seconds: float) -> None:
-        """Appends what an arm answered."""
+        """Appends what an arm answered, with the commit that gave it."""
+        commit, is_dirty = git_state()
         record = {
             "run": run.key,
+            "commit": f"{commit or UNKNOWN}{'+changes' if is_dirty else ''}",
             "method": arm.method.name,
             "budget": arm.budget,
             **asdict(answers),
             "right": "".join("01"[right] for right in answers.right),
             "seconds": round(seconds, 2),
         }
+        text = self.path.read_text() if self.path.exists() else ""
         with self.path.open("a") as file:
+            file.truncate(len(text.rpartition("\n")[0]) + 1 if "\n" in text else 0)
             file.write(json.dumps(record) + "\n")
 
 

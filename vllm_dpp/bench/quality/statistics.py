@@ -16,18 +16,15 @@ class Difference:
         points: in percent points.
         low: lower end of the 95 % interval.
         high: its upper end.
-        p: of the exact sign test on clusters, two-sided: in how many either arm answers more.
+        p: two-sided, of the normal approximation that the interval is of.
+        p_signs: of the exact sign test on clusters: in how many either arm answers more.
     """
 
     points: float
     low: float
     high: float
     p: float
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.low > 0 or self.high < 0
+    p_signs: float
 
 
 def paired_difference(
@@ -52,9 +49,24 @@ def paired_difference(
     residuals = [sums[group] - mean * sizes[group] for group in sizes]
     clusters = len(sizes)
     variance = sum(x * x for x in residuals) * clusters / (clusters - 1) / len(groups) ** 2
-    spread = _Z * math.sqrt(variance)
-    p = mcnemar(sum(x > 0 for x in sums.values()), sum(x < 0 for x in sums.values()))
-    return Difference(100 * mean, 100 * (mean - spread), 100 * (mean + spread), p)
+    error = math.sqrt(variance)
+    low, high = 100 * (mean - _Z * error), 100 * (mean + _Z * error)
+    p = math.erfc(abs(mean) / error / math.sqrt(2)) if error else float(mean == 0)
+    p_signs = mcnemar(sum(x > 0 for x in sums.values()), sum(x < 0 for x in sums.values()))
+    return Difference(100 * mean, low, high, p, p_signs)
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """The p of each of many comparisons, corrected so that all of them together err at its rate.
+
+    Holm, A simple sequentially rejective multiple test procedure, Scand. J. Statist. 1979.
+    """
+    order = sorted(range(len(values)), key=values.__getitem__)
+    corrected, most = [0.0] * len(values), 0.0
+    for rank, index in enumerate(order):
+        most = max(most, min(1.0, (len(values) - rank) * values[index]))
+        corrected[index] = most
+    return corrected
 
 
 def mcnemar(only_ours: int, only_theirs: int) -> float:

@@ -10,16 +10,27 @@ import cv2
 import numpy as np
 
 from vllm_dpp.quality.evaluate import SPLITS
+from vllm_dpp.quality.packing import Chat
 from vllm_dpp.quality.questions import Question, make_questions
 from vllm_dpp.quality.render import FPS, render
-from vllm_dpp.quality.scene import make_scene
+from vllm_dpp.quality.scene import SceneSpec, make_scene
 from vllm_dpp.quality.shapes import CELL
+from vllm_dpp.quality.words import COLOUR_NAMES, SHAPES
 from vllm_dpp.toy.video import Frames, write_mp4
 
 FIRST_SEED = 100_000
 """Of the scenes. The scores that training prints are of other held-out scenes."""
 
 _MOST_VIDEOS = 100_000
+
+_LATER = "-later"
+TEST_SETS = (*SPLITS, *(split + _LATER for split in SPLITS))
+"""Splits of the task; and the same questions, each asked after another one about the video."""
+
+
+def spec_of(test_set: str) -> SceneSpec:
+    """Of its videos."""
+    return SPLITS[test_set.removesuffix(_LATER)]
 
 
 @dataclass(frozen=True)
@@ -28,11 +39,16 @@ class Asked:
 
     Args:
         video: index of the video it is about.
-        question: with its answer.
+        chat: the question, and before it those that have been answered.
     """
 
     video: int
-    question: Question
+    chat: Chat
+
+    @property
+    def question(self) -> Question:
+        """That is asked, with its answer."""
+        return self.chat[-1]
 
 
 @dataclass(frozen=True)
@@ -40,7 +56,7 @@ class TestSet:
     """Videos and questions of one split.
 
     Args:
-        split: one of `SPLITS`.
+        split: one of `TEST_SETS`.
         videos: `[T, H, W, 3] uint8` each, as decoded from an mp4.
         asked: all questions, video by video.
     """
@@ -63,17 +79,30 @@ class TestSet:
 
 
 def make_test_set(split: str, per_kind: int, kinds: Sequence[str]) -> TestSet:
-    """Returns `per_kind` questions of each of `kinds`, at most one of a kind about a video."""
+    """Returns `per_kind` questions of each of `kinds`, at most one of a kind about a video.
+
+    Args:
+        split: one of `TEST_SETS`.
+        per_kind: at least 1.
+        kinds: of `KINDS`.
+    """
+    spec, is_later = spec_of(split), split.endswith(_LATER)
     missing = Counter(dict.fromkeys(kinds, per_kind))
     videos: list[Frames] = []
     asked: list[Asked] = []
     with TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
         for seed in range(FIRST_SEED, FIRST_SEED + _MOST_VIDEOS):
-            scene = make_scene(seed, SPLITS[split])
-            chosen = _one_of_each(make_questions(scene), seed, [k for k in kinds if missing[k]])
+            scene = make_scene(seed, spec)
+            questions = make_questions(scene)
+            chosen = _one_of_each(questions, seed, [k for k in kinds if missing[k]])
             if chosen:
-                asked += [Asked(len(videos), question) for question in chosen]
+                asked += [
+                    Asked(len(videos), (_another(question, questions), question))
+                    if is_later
+                    else Asked(len(videos), (question,))
+                    for question in chosen
+                ]
                 videos.append(read_frames(write_mp4(path, render(scene), FPS)))
                 missing.subtract(question.kind for question in chosen)
             if not any(missing.values()):
@@ -86,6 +115,19 @@ def _one_of_each(questions: list[Question], seed: int, kinds: Sequence[str]) -> 
     shuffled = [questions[i] for i in rng.permutation(len(questions))]
     first = {question.kind: question for question in reversed(shuffled)}
     return [first[kind] for kind in kinds if kind in first]
+
+
+def _another(question: Question, questions: Sequence[Question]) -> Question:
+    """One about something else: it shares no word for a thing with `question`, nor its answer."""
+    own = _about(question)
+    others = [other for other in questions if not own & _about(other)]
+    rng = np.random.default_rng((len(questions), *question.text.encode()))
+    return others[int(rng.integers(len(others)))]
+
+
+def _about(question: Question) -> set[str]:
+    words = {*question.text.lower().strip("?").split(), question.answer}
+    return words & {*SHAPES, *COLOUR_NAMES} or {question.kind}
 
 
 def read_frames(path: Path) -> Frames:

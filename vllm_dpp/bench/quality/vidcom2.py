@@ -7,10 +7,11 @@ vLLM offers it for Qwen3-VL alone, so here it chooses what enters layer K = 0.
 from torch import Tensor
 from vllm.multimodal.video_prune.vidcom2 import compute_retention_mask
 
+from vllm_dpp.pruning.rules import RULES, each
 from vllm_dpp.pruning.video import VideoTokens
 
 
-def select(video: VideoTokens) -> Tensor:
+def keep(video: VideoTokens) -> Tensor:
     """What vLLM's mask keeps.
 
     Raises:
@@ -22,3 +23,8 @@ def select(video: VideoTokens) -> Tensor:
     grid = (video.num_slices, 1, video.tokens_per_slice)
     mask = compute_retention_mask(video.features, grid, 1, rate)
     return mask.nonzero().flatten()
+
+
+def register() -> None:
+    """Make it a rule of this process, as the plugin of another package would."""
+    RULES["vidcom2"] = each(keep)
