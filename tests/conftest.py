@@ -10,6 +10,12 @@ from tests.engines.judge import Judge
 from vllm_dpp.toy.checkpoint import TINY, make_checkpoint
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--stress-requests", type=int, default=70, help="of each run of tests/serving/test_stress"
+    )
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random Qwen2.5-VL: 6 layers, hidden size 256, float32."""

@@ -22,6 +22,7 @@ NO_VLLM = (
 BENCHMARKS = {
     "pruner": "vllm_dpp.bench.pruner.command",
     "large-segments": "vllm_dpp.bench.large_segments",
+    "share-out": "vllm_dpp.bench.share_out",
     "throughput": "vllm_dpp.bench.throughput.command",
     "quality": "vllm_dpp.bench.quality.command",
     "chat": "vllm_dpp.bench.chat.command",
@@ -77,12 +78,13 @@ def show(argv: Sequence[str]) -> int:
 
 
 def bench(argv: Sequence[str]) -> int:
-    """measure it: `bench pruner`, `large-segments`, `throughput`, `quality`, `chat`, `soak`"""
+    """measure it: `bench pruner`, `share-out`, `throughput`, `quality`, `chat`, `soak`"""
     parser = argparse.ArgumentParser(
         prog="vllm-dpp bench",
-        usage="%(prog)s {pruner,large-segments,throughput,quality,chat,soak} [arguments]",
+        usage="%(prog)s {pruner,large-segments,share-out,throughput,quality,chat,soak} [arguments]",
         epilog="pruner: the selection alone, against other algorithms; needs PyTorch only. "
         "large-segments: its low-rank path and ranks that share the work; needs PyTorch only. "
+        "share-out: how the tokens of a long video are shared among its segments. "
         "throughput: whole engines, against stock vLLM. "
         "quality: right answers of a small trained model, by method, at equal cost. "
         "chat: real servers, conversations about a video and streams that a long video meets. "

@@ -1,4 +1,7 @@
-"""Random traffic on a starved engine: exact answers, real preemptions, nothing left behind."""
+"""Random traffic on a starved engine: exact answers, real preemptions, nothing left behind.
+
+`--stress-requests 210` asks 504 requests in all; without it a third of them are asked.
+"""
 
 from collections import Counter
 from pathlib import Path
@@ -32,11 +35,12 @@ MORE_CHATS = {
     "turn 2": [*QUESTION, assistant("A disc."), user(text("And then?"))],
     "other question": [user(MOVIE, text("How many discs are there in it?"))],
 }
-RUNS: dict[str, tuple[tuple[dict[str, Any], bool, int], ...]] = {
-    "v1": (({}, False, 210), ({"relevance": "none"}, True, 210)),
-    "v2": (({}, True, 40), ({"max_deferred_tokens": 160}, False, 40)),  # in Triton's interpreter
+RUNS: dict[str, tuple[tuple[dict[str, Any], bool], ...]] = {
+    "v1": (({}, False), ({"relevance": "none"}, True)),
+    "v2": (({}, True), ({"max_deferred_tokens": 160}, False)),
 }
-"""For each runner further settings, whether scheduling is asynchronous, and the requests."""
+"""For each runner further settings, and whether scheduling is asynchronous."""
+SHARE = {"v1": 1.0, "v2": 0.2}  # of the requests; V2 runs in Triton's interpreter
 
 
 def named(chat: str, entering: float) -> str:
@@ -93,7 +97,10 @@ def check(
 
 
 @pytest.mark.parametrize("runner", RUNS)
-def test_starved_engine_stays_exact(runner: str, judge: Judge, tiny_checkpoint: Path) -> None:
+def test_starved_engine_stays_exact(
+    runner: str, judge: Judge, tiny_checkpoint: Path, pytestconfig: pytest.Config
+) -> None:
+    count = int(SHARE[runner] * pytestconfig.getoption("stress_requests"))
     for name, messages in MORE_CHATS.items():
         judge.add(name, messages)
     entry = ServingSettings(**DPP).entry_config
@@ -101,7 +108,7 @@ def test_starved_engine_stays_exact(runner: str, judge: Judge, tiny_checkpoint: 
         judge.enter(named(chat, ENTERING), chat, ENTERING, entry)
     total: Counter[str] = Counter()
     with engine_host(runner) as host:
-        for seed, (more, asynchronous, count) in enumerate(RUNS[runner]):
+        for seed, (more, asynchronous) in enumerate(RUNS[runner]):
             dpp = DPP | more
             host.load(tiny_checkpoint, dpp, async_scheduling=asynchronous, **STARVED)
             arrivals = random_traffic(judge, seed, count)
@@ -109,8 +116,8 @@ def test_starved_engine_stays_exact(runner: str, judge: Judge, tiny_checkpoint: 
             assert (traffic.blocks_held, traffic.plans_left) == (0, 0)
             total += check(traffic, judge, arrivals, ServingSettings(**dpp))
             total["preempted"] += traffic.preemptions
-    num_requests = sum(count for *_, count in RUNS[runner])
+    num_requests = count * len(RUNS[runner])
     assert total["exact"] + total["aborted"] == num_requests
     assert total["exact"] >= 0.8 * num_requests, total
     assert total["preempted"] > 0 and total["aborted"] > 0, total
-    assert total["from cache, past a video"] > 3, total
+    assert total["from cache, past a video"] > 0, total

@@ -21,14 +21,21 @@ from vllm_dpp.bench.chat import plot, report, tables
 from vllm_dpp.bench.chat.arms import Arm, make_arm
 from vllm_dpp.bench.chat.client import Reply
 from vllm_dpp.bench.chat.kv import layer_bytes, read_record, recorded_bytes, stock_bytes
-from vllm_dpp.bench.chat.server import Server, ServerError, info_label, serve, wait_until_ready
+from vllm_dpp.bench.chat.server import (
+    KV_SPACE,
+    Server,
+    ServerError,
+    info_label,
+    serve,
+    wait_until_ready,
+)
 from vllm_dpp.bench.chat.streams import Arrival, arrive
 from vllm_dpp.bench.chat.talk import OTHER_QUESTIONS, as_json, clip, rotated, talk
 from vllm_dpp.bench.provenance import one_line, provenance, without_folders
 from vllm_dpp.bench.throughput.options import model_name, resolve_model
 from vllm_dpp.serving.layer_groups import default_prune_layer
 
-KV_GIB = {"VLLM_CPU_KVCACHE_SPACE": "1"}  # only a CPU reads it
+KV_GIB = {KV_SPACE: "1"}
 NEW, KNOWN = "new", "known, its encoding cached"
 
 Servers = Mapping[Arm, Server]

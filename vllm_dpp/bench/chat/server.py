@@ -21,6 +21,10 @@ LOG_LINES = 30
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
+KV_SPACE = "VLLM_CPU_KVCACHE_SPACE"
+"""GiB of KV memory; only a CPU reads it."""
+
+
 class ServerError(RuntimeError):
     """A server did not start, or never came to rest."""
 
@@ -121,8 +125,10 @@ def serve(
         command: Without ``--host`` and ``--port``.
         model: The model name to ask for.
         log: Takes its output.
-        environment: What it finds beside this process's own.
+        environment: What it finds beside this process's own, of which ``KV_SPACE`` is left out:
+            it would go before what a command says of KV memory.
     """
+    own = {name: value for name, value in os.environ.items() if name != KV_SPACE}
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port = probe.getsockname()[1]
@@ -131,7 +137,7 @@ def serve(
             [*command, "--host", HOST, "--port", str(port)],
             stdout=output,
             stderr=output,
-            env=os.environ | ENVIRONMENT | environment,
+            env=own | ENVIRONMENT | environment,
             start_new_session=True,
         )
     try:

@@ -1,0 +1,220 @@
+"""How the tokens of a long video are best shared out among its segments, held to one selection.
+
+``vllm-dpp bench share-out --help`` lists the options. A DPP over a whole long video costs the
+square of its tokens, so the first stage selects in segments. What that loses depends on how many
+tokens each segment may keep. Here videos of unequal shots, quiet and busy ones under still and
+moving cameras, pass through the vision encoder of a trained model, and each way of sharing is held
+to the selection from the whole: by the things of the video that a kept token shows, and by the
+log-determinant of what is kept.
+
+Ways of sharing: those of the setting `budget` (``relevance`` is the mass of change here), and
+``gains``: greedy in every segment as far as it goes, then the largest gains of all. That is the
+greedy selection from the whole video if tokens of different segments were never alike.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vllm_dpp.bench.provenance import one_line, provenance
+from vllm_dpp.bench.summary import table
+from vllm_dpp.pruning import PruningConfig, keep_indices
+from vllm_dpp.pruning.budget import num_kept
+from vllm_dpp.pruning.config import BudgetRule
+from vllm_dpp.pruning.dpp.greedy_map import greedy_map
+from vllm_dpp.pruning.dpp.kernel import conditioned_kernel
+from vllm_dpp.pruning.rules.change import QUARTIC, change, quality
+from vllm_dpp.pruning.video import VideoTokens
+from vllm_dpp.quality import network
+from vllm_dpp.quality.camera import CAMERAS
+from vllm_dpp.quality.labels import NO_SHAPE, label_cells
+from vllm_dpp.quality.model import TRAINED, load_model
+from vllm_dpp.quality.render import render
+from vllm_dpp.quality.scene import NUM_CELLS, SceneSpec, make_scene
+
+MODULE = "vllm_dpp.bench.share_out"
+WHOLE, GAINS = "whole video", "gains"
+WAYS = (*get_args(BudgetRule), GAINS, WHOLE)
+FIRST_SEED = 500_000
+"""Of the shots: held out, and of no other test set."""
+
+QUIET = SceneSpec(num_things=(3, 4), num_briefs=(0, 1), num_distractors=(0, 1))
+BUSY = SceneSpec(num_things=(8, 9), num_briefs=(3, 4), num_distractors=(5, 7))
+
+
+@dataclass(frozen=True)
+class LongVideo:
+    """A video of several shots.
+
+    Args:
+        features: [N, D] float32, what the vision encoder gives.
+        things: [N] int64, which thing of which shot a token shows; -1 for none.
+        num_slices: of the video.
+    """
+
+    features: Tensor
+    things: Tensor
+    num_slices: int
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns 0."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    options = _parse(arguments)
+    model, _ = load_model(options.model)
+    rows = []
+    with torch.inference_mode():
+        videos = [_video(model, seed, options.shots) for seed in range(options.videos)]
+        for slices in options.slices_per_segment:
+            rows += [_measure(videos, slices, share) for share in options.shares]
+    document: dict[str, Any] = {"provenance": provenance(MODULE, arguments), "rows": rows}
+    print(one_line(document["provenance"]))
+    print(f"\n{options.videos} videos of {options.shots} shots, {len(videos[0].features)} tokens")
+    print(render_table(rows))
+    if options.json is not None:
+        options.json.write_text(json.dumps(document, indent=1) + "\n")
+    return 0
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="vllm-dpp bench share-out",
+        description="Ways to share the kept tokens of a long video out among its segments, held "
+        "to one selection from the whole video.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", type=Path, default=TRAINED, metavar="DIR", help="whose vision encoder")
+    add("--videos", type=int, default=24)
+    add("--shots", type=int, default=8, help="of each video, 8 slices each")
+    add("--slices-per-segment", type=int, nargs="+", default=[4, 16], metavar="N")
+    add("--shares", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.4], help="of tokens kept")
+    add("--json", type=Path, metavar="FILE", help="write all numbers, with provenance")
+    options = parser.parse_args(arguments)
+    if not all(0 < share < 1 for share in options.shares):
+        parser.error("--shares must lie between 0 and 1")
+    if min(options.videos, options.shots, *options.slices_per_segment) < 1:
+        parser.error("--videos, --shots and --slices-per-segment must be at least 1")
+    return options
+
+
+def _video(model: Any, seed: int, num_shots: int) -> LongVideo:
+    """Shots in random order, a third of them busy, each under one of the cameras."""
+    rng = np.random.default_rng((seed, num_shots, 8))
+    features, things, slices, first = [], [], 0, 0
+    for shot in range(num_shots):
+        spec = replace(BUSY if rng.random() < 1 / 3 else QUIET, cameras=CAMERAS)
+        scene = make_scene(FIRST_SEED + seed * num_shots + shot, spec)
+        frames = torch.from_numpy(render(scene)[None])
+        features.append(network.encode_videos(model, network.patchify(frames), 1)[0])
+        shapes = torch.from_numpy(label_cells(scene).shape)
+        things.append(torch.where(shapes == NO_SHAPE, -1, shapes + first))
+        first, slices = first + NO_SHAPE, slices + scene.num_steps
+    return LongVideo(torch.cat(features), torch.cat(things), slices)
+
+
+def _measure(videos: Sequence[LongVideo], slices: int, share: float) -> dict[str, Any]:
+    """By way: means over the videos."""
+    found: dict[str, list[tuple[float, float, float]]] = {way: [] for way in WAYS}
+    for video in videos:
+        kept = {way: _keep(video, way, slices, share) for way in WAYS}
+        kernel = _kernel(video)
+        best, whole = _log_det(kernel, kept[WHOLE]), set(kept[WHOLE].tolist())
+        for way, own in kept.items():
+            same = len(whole & set(own.tolist())) / len(own)
+            lost = (best - _log_det(kernel, own)) / len(own)
+            found[way].append((_seen(video, own), lost, same))
+    means = {way: np.mean(values, axis=0).tolist() for way, values in found.items()}
+    return {
+        "slices_per_segment": slices,
+        "share": share,
+        "ways": {
+            way: {"things": things, "log_det_lost_per_token": lost, "same_share": same}
+            for way, (things, lost, same) in means.items()
+        },
+    }
+
+
+def _keep(video: LongVideo, way: str, slices: int, share: float) -> Tensor:
+    """[num_kept] int64, ascending."""
+    count = num_kept(len(video.features), share)
+    if way == GAINS:
+        return _keep_by_gains(video, slices, count)
+    config = PruningConfig(rule="change", relevance="none", slices_per_segment=slices)
+    config = (
+        replace(config, segment_by="one")
+        if way == WHOLE
+        else PruningConfig.from_mapping({**vars(config), "budget": way})
+    )
+    return keep_indices([_tokens(video, count)], config)[0]
+
+
+def _keep_by_gains(video: LongVideo, slices: int, count: int) -> Tensor:
+    length = slices * NUM_CELLS
+    worth, picked, gains = quality(change(_tokens(video, count))), [], []
+    for start in range(0, len(video.features), length):
+        part = slice(start, start + length)
+        kernel = conditioned_kernel(video.features[part], worth[part], QUARTIC)
+        num = len(kernel)
+        all_of_it = torch.ones(1, num, dtype=torch.bool)
+        steps = greedy_map(kernel[None], worth[None, part], all_of_it, torch.tensor([num]), num)
+        taken = steps.order[0] >= 0
+        picked.append(steps.order[0, taken] + start)
+        gains.append(steps.gains[0, taken])
+    order = torch.cat(gains).argsort(descending=True, stable=True)[:count]
+    return torch.cat(picked)[order].sort().values
+
+
+def _tokens(video: LongVideo, count: int) -> VideoTokens:
+    return VideoTokens(video.features, None, count, video.num_slices)
+
+
+def _kernel(video: LongVideo) -> Tensor:
+    """[N, N] float64 kernel of the whole video, by whose determinant sets are compared."""
+    worth = quality(change(_tokens(video, 1)))
+    return conditioned_kernel(video.features, worth, QUARTIC).double()
+
+
+def _log_det(kernel: Tensor, kept: Tensor) -> float:
+    inside = kernel[kept][:, kept] + 1e-6 * torch.eye(len(kept), dtype=kernel.dtype)
+    return float(torch.linalg.slogdet(inside).logabsdet)
+
+
+def _seen(video: LongVideo, kept: Tensor) -> float:
+    """Share of the video's things that a kept token shows."""
+    own = set(video.things[kept].tolist()) - {-1}
+    return len(own) / len(set(video.things.tolist()) - {-1})
+
+
+def render_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Things seen by way of sharing, and what else the whole selection tells of it."""
+    header = ("slices a segment", "kept", *(f"{way}, %" for way in WAYS))
+    cells = [
+        (
+            str(row["slices_per_segment"]),
+            f"{row['share']:g}",
+            *(
+                f"{100 * own['things']:.1f} ({own['log_det_lost_per_token']:+.2f}, "
+                f"{100 * own['same_share']:.0f})"
+                for own in row["ways"].values()
+            ),
+        )
+        for row in rows
+    ]
+    note = (
+        "things of the video that a kept token shows, in % (fall of the log-determinant per token "
+        "kept, tokens that are also kept of the whole video in %)"
+    )
+    return f"{table(header, cells)}\n{note}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
