@@ -19,6 +19,12 @@ NO_VLLM = (
 )
 
 
+NO_LABORATORY = (
+    "{} needs the project's own task and trained models, which are in a checkout of its "
+    "repository and not in the installed package"
+)
+OF_LABORATORY = ("quality", "share-out")
+
 BENCHMARKS = {
     "pruner": "vllm_dpp.bench.pruner.command",
     "large-segments": "vllm_dpp.bench.large_segments",
@@ -92,6 +98,9 @@ def bench(argv: Sequence[str]) -> int:
     )
     parser.add_argument("benchmark", choices=list(BENCHMARKS))
     chosen = parser.parse_args(argv[:1]).benchmark
+    if chosen in OF_LABORATORY and importlib.util.find_spec("vllm_dpp.quality") is None:
+        print(f"error: {NO_LABORATORY.format(f'bench {chosen}')}", file=sys.stderr)
+        return 2
     main = importlib.import_module(BENCHMARKS[chosen]).main
     return main(list(argv[1:])) or 0
 

@@ -32,6 +32,7 @@ from vllm_dpp.bench.soak.clients import (
 )
 from vllm_dpp.bench.soak.report import render
 from vllm_dpp.bench.throughput.options import model_name, resolve_model
+from vllm_dpp.cli import NO_LABORATORY
 
 IDLE_TIMEOUT_S = 120.0
 DRIFT = "Multi-modal cache miss for request"
@@ -85,8 +86,10 @@ def keep_log(folder: Path, options: Any) -> None:
 def resolve(model: str) -> str:
     """Where vLLM finds the checkpoint."""
     if model == opt.TRAINED:
-        from vllm_dpp.quality.model import TRAINED
-
+        try:
+            from vllm_dpp.quality.model import TRAINED
+        except ModuleNotFoundError as error:
+            raise ValueError(NO_LABORATORY.format(f"--model {model}")) from error
         return str(TRAINED)
     return resolve_model(model)[0]
 
