@@ -1,9 +1,6 @@
 """The original's names, against the original's algorithm written out in float64."""
 
 import logging
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +10,6 @@ from hypothesis import strategies as st
 from vllm_dpp.pruning import naive_greedy_map
 from vllm_dpp.pruning.cdpruner import (
     _dpp_sampling_fast,
-    benchmark_dpp_pruning,
     global_cdpruner_segment_prune,
 )
 
@@ -241,28 +237,6 @@ def test_sampling_fast_stops_at_the_rank():
 def test_sampling_fast_errors(kernel, k, message):
     with pytest.raises(ValueError, match=message):
         _dpp_sampling_fast(kernel, k)
-
-
-def test_benchmark_as_a_call():
-    result, milliseconds = benchmark_dpp_pruning(2, 24, 16, 3, 8, 2, "cpu", 2)
-    assert [kept.shape for kept in result] == [(6,), (6,)] and milliseconds > 0
-    with pytest.raises(ValueError, match="num_tokens must be .* = 24, got 25"):
-        benchmark_dpp_pruning(2, 25, 16, 3, 8, 2, "cpu", 2)
-    with pytest.raises(ValueError, match="num_iterations must be an integer >= 1, got 0"):
-        benchmark_dpp_pruning(2, 24, 16, 3, 8, 2, "cpu", 0)
-
-
-def test_benchmark_as_a_command():
-    flags = ["--num-tokens=16", "--hidden-dim=8", "--num-segments=2", "--tokens-per-segment=8"]
-    done = subprocess.run(
-        [sys.executable, "-m", "vllm_dpp.pruning.cdpruner", *flags, "--topk-per-segment=3"],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "6 of 16 tokens kept" in done.stdout
 
 
 def test_tensors_that_record_gradients_are_selected_from():

@@ -5,9 +5,7 @@ The names, arguments and results are those of the segment-wise CDPruner code (CD
 differs is that exactly `topk` tokens come back whatever the rank of the features.
 """
 
-import argparse
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
@@ -129,67 +127,6 @@ def _dpp_sampling_fast(kernel: Tensor, k: int) -> Tensor:
     return order[order >= 0]
 
 
-def benchmark_dpp_pruning(
-    batch_size: int = 1,
-    num_tokens: int = 1024,
-    hidden_dim: int = 4096,
-    num_segments: int = 8,
-    tokens_per_segment: int = 128,
-    topk_per_segment: int = 64,
-    device: str | torch.device = "cpu",
-    num_iterations: int = 10,
-) -> tuple[list[Tensor], float]:
-    """Time `global_cdpruner_segment_prune` on random videos of equal segments.
-
-    `vllm-dpp bench pruner` compares it with others; this is one number.
-
-    Args:
-        batch_size: videos, selected one after the other.
-        num_tokens: N, which must be `num_segments * tokens_per_segment`.
-        hidden_dim: D.
-        num_segments: segments of a video.
-        tokens_per_segment: tokens of each.
-        topk_per_segment: tokens kept of each.
-        device: where to run.
-        num_iterations: timed repetitions, >= 1, after one that is not timed.
-
-    Returns:
-        Per video the [num_segments * topk_per_segment] int64 tokens kept, and the average time of
-        a batch in milliseconds.
-
-    Raises:
-        ValueError: a number is below 1, or they do not fit together.
-    """
-    for name, value in list(locals().items()):
-        if name != "device":
-            require_integer(name, value, minimum=1)
-    if num_tokens != num_segments * tokens_per_segment:
-        raise ValueError(
-            f"num_tokens must be num_segments * tokens_per_segment = "
-            f"{num_segments * tokens_per_segment}, got {num_tokens}"
-        )
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(batch_size, num_tokens, hidden_dim, generator=generator).to(device)
-    attention = torch.rand(batch_size, num_tokens, generator=generator).to(device)
-    mask = torch.arange(num_segments).repeat_interleave(tokens_per_segment).to(device)
-    budgets = [topk_per_segment] * num_segments
-    seconds = 0.0
-    for iteration in range(num_iterations + 1):
-        started = _now(features.device)
-        kept = [
-            global_cdpruner_segment_prune(budgets, mask, x, a, sum(budgets))
-            for x, a in zip(features, attention, strict=True)
-        ]
-        seconds += (_now(features.device) - started) * (iteration > 0)
-    return kept, 1000 * seconds / num_iterations
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
 def _drop_batch(name: str, values: Tensor, dims: int) -> Tensor:
     """`values` without a first dimension of 1, checked to be floats of `dims` dimensions."""
     plain = values[0] if values.dim() == dims + 1 and len(values) == 1 else values
@@ -251,24 +188,3 @@ def _budgets(
         return [int(value) for value in wanted]
     weights = torch.tensor([float(value) for value in wanted], dtype=torch.float64)
     return [int(share) for share in share_by_weight(topk, weights, torch.tensor(lengths))]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """`benchmark_dpp_pruning` as a command; its arguments are the flags."""
-    parser = argparse.ArgumentParser(
-        prog="python -m vllm_dpp.pruning.cdpruner",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    defaults = benchmark_dpp_pruning.__defaults__ or ()
-    names = benchmark_dpp_pruning.__code__.co_varnames[: len(defaults)]
-    for name, value in zip(names, defaults, strict=True):
-        flag = "--" + name.replace("_", "-")
-        parser.add_argument(flag, type=type(value), default=value, help=" ")
-    given = vars(parser.parse_args(argv))
-    kept, milliseconds = benchmark_dpp_pruning(**given)
-    print(f"{milliseconds:.3f} ms on average, {len(kept[0])} of {given['num_tokens']} tokens kept")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
