@@ -13,11 +13,7 @@ class WiderConfig(PruningConfig):
 
 def test_defaults():
     config = PruningConfig()
-    assert (config.retention_ratio, config.segment_by, config.slices_per_segment) == (
-        0.25,
-        "slices",
-        16,
-    )
+    assert (config.rule, config.segment_by, config.slices_per_segment) == ("dpp", "slices", 16)
     assert (config.relevance, config.relevance_sign, config.relevance_floor) == (
         "question",
         "positive",
@@ -28,7 +24,7 @@ def test_defaults():
 
 def test_frozen_and_keyword_only():
     with pytest.raises(FrozenInstanceError):
-        PruningConfig().retention_ratio = 0.5
+        PruningConfig().relevance_floor = 0.5
     with pytest.raises(TypeError):
         PruningConfig(0.5)
 
@@ -36,12 +32,6 @@ def test_frozen_and_keyword_only():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("retention_ratio", "abc", r"retention_ratio must be a number in \(0, 1\], got 'abc'"),
-        ("retention_ratio", True, r"retention_ratio must be a number in \(0, 1\], got True"),
-        ("retention_ratio", 0, r"got 0$"),
-        ("retention_ratio", 1.01, r"got 1\.01$"),
-        ("retention_ratio", math.nan, r"got nan$"),
-        ("retention_ratio", None, r"got None$"),
         ("segment_by", "frames", r"segment_by must be one of 'slices', 'count', 'scene', 'one'"),
         ("segment_by", ["one"], r"segment_by must be one of .* got \['one'\]"),
         ("slices_per_segment", 0, r"slices_per_segment must be an integer >= 1, got 0"),
@@ -64,14 +54,14 @@ def test_bad_values(field, value, message):
         WiderConfig.from_mapping({field: value})
 
 
-@pytest.mark.parametrize("field,value", [("retention_ratio", 1), ("relevance_floor", 0)])
+@pytest.mark.parametrize("field,value", [("relevance_floor", 1), ("relevance_floor", 0)])
 def test_range_ends(field, value):
     assert getattr(PruningConfig(**{field: value}), field) == value
 
 
 def test_from_mapping():
-    config = PruningConfig.from_mapping({"retention_ratio": 0.5, "segment_by": "one"})
-    assert config == PruningConfig(retention_ratio=0.5, segment_by="one")
+    config = PruningConfig.from_mapping({"relevance_floor": 0.5, "segment_by": "one"})
+    assert config == PruningConfig(relevance_floor=0.5, segment_by="one")
 
 
 def test_from_mapping_of_a_subclass():
@@ -83,10 +73,10 @@ def test_from_mapping_of_a_subclass():
 
 def test_from_mapping_names_unknown_keys_and_lists_valid_ones():
     with pytest.raises(ValueError) as caught:
-        WiderConfig.from_mapping({"retention_rate": 0.5, "zzz": 1, 7: 2})
+        WiderConfig.from_mapping({"relevance_flor": 0.5, "zzz": 1, 7: 2})
     message = str(caught.value)
-    assert "'retention_rate' (did you mean 'retention_ratio'?)" in message
-    assert "'zzz', 7; valid keys: retention_ratio, rule," in message
+    assert "'relevance_flor' (did you mean 'relevance_floor'?)" in message
+    assert "'zzz', 7; valid keys: rule, segment_by," in message
     assert message.endswith("max_kernel_bytes, layer")
 
 

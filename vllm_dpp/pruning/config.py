@@ -8,7 +8,6 @@ from typing import Any, Literal, Self, get_args
 from vllm_dpp.pruning.checks import (
     require_choice,
     require_integer,
-    require_ratio,
     require_unit_interval,
 )
 
@@ -20,10 +19,9 @@ BudgetRule = Literal["length", "relevance", "spectrum"]
 
 @dataclass(frozen=True, kw_only=True)
 class PruningConfig:
-    """What to keep of a video and how to choose it.
+    """How to choose what is kept of a video. How much is kept, each video says for itself.
 
     Args:
-        retention_ratio: fraction of the video's tokens that is kept, in (0, 1].
         rule: what chooses the tokens, one of `rules.RULES`. "dpp": diverse and relevant ones, see
             `rules.dpp`. "change": diverse ones and what has changed at its place, without a
             question, see `rules.change`. For comparison: "attention", those that the question looks
@@ -54,7 +52,6 @@ class PruningConfig:
         ValueError: a field has a wrong type or lies outside its range.
     """
 
-    retention_ratio: float = 0.25
     rule: str = "dpp"
     segment_by: SegmentBy = "slices"
     slices_per_segment: int = 16
@@ -67,7 +64,6 @@ class PruningConfig:
     max_kernel_bytes: int = 1 << 28
 
     def __post_init__(self) -> None:
-        require_ratio("retention_ratio", self.retention_ratio)
         require_choice("rule", self.rule, _rules())
         require_choice("segment_by", self.segment_by, get_args(SegmentBy))
         require_integer("slices_per_segment", self.slices_per_segment, minimum=1)

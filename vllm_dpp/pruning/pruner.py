@@ -27,7 +27,7 @@ def keep_indices(
     itself and `config`. On a GPU nothing is read on the host, so nothing waits for the device.
 
     Args:
-        videos: the videos; `num_kept` is taken from each, not from `config.retention_ratio`.
+        videos: the videos, each with its `num_kept`.
         config: the rule, and how segments, relevance and budgets are formed.
         validate: also check that all values are finite, which waits for the device. Without it
             NaN or infinity still gives `num_kept` distinct tokens, but not meaningful ones.

@@ -32,11 +32,13 @@ class ServingSettings(PruningConfig):
         prune_layer: K, with 0 <= K < number of layers: layers below K see every token, the others
             only the kept ones. ``None`` picks the layer nearest to half of the depth that
             wastes no KV pages.
+        retention_ratio: Fraction of a video's tokens that is kept from layer K on, in (0, 1], of
+            those that enter the decoder.
         video_share: Share of a video's prefill and KV in the decoder that may be left, in (0, 1]:
             one number in place of `entry_ratio` and `retention_ratio`, which follow from it and
             `prune_layer` (``cost_model.two_stage_ratios``). ``None`` leaves both as they are.
         entry_ratio: Fraction of a video's tokens that enter the decoder, in (0, 1]; 1 lets all of
-            them in. `retention_ratio` is of those that enter.
+            them in.
         entry_rule: The rule that chooses them, which sees no question.
         min_retention_ratio: The smallest ``dpp_retention_ratio`` a request may ask for.
         record_dir: Folder for the records that requests with ``dpp_record`` ask for; ``None``
@@ -56,6 +58,7 @@ class ServingSettings(PruningConfig):
     """
 
     prune_layer: int | None = None
+    retention_ratio: float = 0.25
     video_share: float | None = None
     entry_ratio: float = 1.0
     entry_rule: str = "change"
@@ -79,6 +82,7 @@ class ServingSettings(PruningConfig):
                 raise ValueError(f"{name} must be an integer >= 1 or null, got {value!r}")
         if not _is_int(self.max_records) or self.max_records < 1:
             raise ValueError(f"max_records must be an integer >= 1, got {self.max_records!r}")
+        require_ratio("retention_ratio", self.retention_ratio)
         require_ratio("entry_ratio", self.entry_ratio)
         if self.entry_ratio < 1 and self.rule == "change":
             raise ValueError(
