@@ -41,6 +41,17 @@ def test_later_questions_are_the_same_ones_after_others() -> None:
         assert not first & last and item.chat[0].text != item.chat[1].text
 
 
+def test_things_that_are_not_there() -> None:
+    test_set = make_test_set("standard-absent", 2, LEARNED)
+    assert len(test_set.asked) == 2 * len(LEARNED) == len(test_set.videos)
+    assert {item.question.answer for item in test_set.asked} == {"no"}
+    scenes = [make_scene(100_000 + i, STANDARD) for i in range(len(test_set.videos))]
+    for scene, item in zip(scenes, test_set.asked, strict=True):  # no video is passed over
+        shown = {SHAPES[thing.shape] for thing in scene.things}
+        assert not shown & set(item.question.text.strip("?").split())
+    assert len({item.question.text for item in test_set.asked}) > 5
+
+
 def test_videos_went_through_an_mp4() -> None:
     test_set = make_test_set("dense", 1, ["colour"])
     (frames,) = test_set.videos

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vllm_dpp.bench.quality.arms import BUDGETS, DEFAULT_METHODS, EVS, FRAMES, FULL, GRAMMAR
 from vllm_dpp.bench.quality.test_set import TEST_SETS
+from vllm_dpp.quality.evaluate import SPLITS
 from vllm_dpp.quality.model import CHECKPOINTS, LEARNED
 from vllm_dpp.quality.questions import KINDS
 
@@ -41,7 +42,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="DIR",
         help="checkpoints trained from different seeds; their answers are pooled",
     )
-    add("--splits", nargs="+", default=list(TEST_SETS), choices=TEST_SETS, help="test sets")
+    add("--splits", nargs="+", default=list(SPLITS), choices=TEST_SETS, help="test sets")
     add("--kinds", nargs="+", default=list(LEARNED), choices=KINDS, metavar="KIND", help="asked")
     add("--per-kind", type=int, default=110, help="questions of each kind and split")
     add("--methods", nargs="+", default=list(DEFAULT_METHODS), metavar="METHOD", help=GRAMMAR)

@@ -96,7 +96,8 @@ def _kind_table(split: Mapping[str, Any], budget: float) -> str:
         if arm["budget"] == budget or arm["method"] == FULL
     ]
     if "chance" in split:
-        rows.append(["chance", *(f"{100 * split['chance'][kind]:.0f}" for kind in kinds), ""])
+        chance = (split["chance"].get(kind) for kind in kinds)
+        rows.append(["chance", *("" if x is None else f"{100 * x:.0f}" for x in chance), ""])
     return table(["right, %", *kinds, "all"], rows)
 
 

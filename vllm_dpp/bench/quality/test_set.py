@@ -13,9 +13,9 @@ from vllm_dpp.quality.evaluate import SPLITS
 from vllm_dpp.quality.packing import Chat
 from vllm_dpp.quality.questions import Question, make_questions
 from vllm_dpp.quality.render import FPS, render
-from vllm_dpp.quality.scene import SceneSpec, make_scene
+from vllm_dpp.quality.scene import Scene, SceneSpec, make_scene
 from vllm_dpp.quality.shapes import CELL
-from vllm_dpp.quality.words import COLOUR_NAMES, SHAPES
+from vllm_dpp.quality.words import COLOUR_NAMES, SHAPES, YES_NO
 from vllm_dpp.toy.video import Frames, write_mp4
 
 FIRST_SEED = 100_000
@@ -23,14 +23,18 @@ FIRST_SEED = 100_000
 
 _MOST_VIDEOS = 100_000
 
-_LATER = "-later"
-TEST_SETS = (*SPLITS, *(split + _LATER for split in SPLITS))
-"""Splits of the task; and the same questions, each asked after another one about the video."""
+ABSENT = "absent"
+"""Kind of the questions of the test sets of that name."""
+
+_LATER, _ABSENT = "-later", f"-{ABSENT}"
+TEST_SETS = (*SPLITS, *(split + suffix for suffix in (_LATER, _ABSENT) for split in SPLITS))
+"""Splits of the task; the same questions, each asked after another one about the video; and as many
+questions for things that are not there, to which a model that sees less may say yes."""
 
 
 def spec_of(test_set: str) -> SceneSpec:
     """Of its videos."""
-    return SPLITS[test_set.removesuffix(_LATER)]
+    return SPLITS[test_set.removesuffix(_LATER).removesuffix(_ABSENT)]
 
 
 @dataclass(frozen=True)
@@ -81,12 +85,16 @@ class TestSet:
 def make_test_set(split: str, per_kind: int, kinds: Sequence[str]) -> TestSet:
     """Returns `per_kind` questions of each of `kinds`, at most one of a kind about a video.
 
+    Of things that are not there as many are asked in all.
+
     Args:
         split: one of `TEST_SETS`.
         per_kind: at least 1.
         kinds: of `KINDS`.
     """
-    spec, is_later = spec_of(split), split.endswith(_LATER)
+    spec, is_later, is_absent = spec_of(split), split.endswith(_LATER), split.endswith(_ABSENT)
+    if is_absent:
+        per_kind, kinds = per_kind * len(kinds), [ABSENT]
     missing = Counter(dict.fromkeys(kinds, per_kind))
     videos: list[Frames] = []
     asked: list[Asked] = []
@@ -94,7 +102,7 @@ def make_test_set(split: str, per_kind: int, kinds: Sequence[str]) -> TestSet:
         path = Path(folder) / "video.mp4"
         for seed in range(FIRST_SEED, FIRST_SEED + _MOST_VIDEOS):
             scene = make_scene(seed, spec)
-            questions = make_questions(scene)
+            questions = _absent(scene) if is_absent else make_questions(scene)
             chosen = _one_of_each(questions, seed, [k for k in kinds if missing[k]])
             if chosen:
                 asked += [
@@ -115,6 +123,12 @@ def _one_of_each(questions: list[Question], seed: int, kinds: Sequence[str]) -> 
     shuffled = [questions[i] for i in rng.permutation(len(questions))]
     first = {question.kind: question for question in reversed(shuffled)}
     return [first[kind] for kind in kinds if kind in first]
+
+
+def _absent(scene: Scene) -> list[Question]:
+    shown = {thing.shape for thing in scene.things}
+    absent = [name for shape, name in enumerate(SHAPES) if shape not in shown]
+    return [Question(ABSENT, f"is there a {name}?", YES_NO[1]) for name in absent]
 
 
 def _another(question: Question, questions: Sequence[Question]) -> Question:
