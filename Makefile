@@ -15,7 +15,12 @@ SKIP_KNOWN := sed -u -e '/^Requirement already satisfied/d' -e '/^Looking in /d'
 
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 \
 	VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
+# Tests that start no engine; the others take as long.
+NO_ENGINE := tests/pruning tests/quality tests/reference tests/toy tests/bench/pruner \
+	tests/serving/scheduling tests/bench/test_large_segments.py tests/bench/test_share_out.py
 CPU_VLLM := VLLM_CPU_KVCACHE_SPACE=$${VLLM_CPU_KVCACHE_SPACE:-1}
+
+PYTEST = $(OFFLINE) $(CPU_VLLM) $(BIN)/python -m pytest
 
 .PHONY: help env test lint types pytest demo clean
 
@@ -52,9 +57,18 @@ types: $(STAMP) ## mypy, strict on vllm_dpp/pruning
 	@echo "==> mypy"
 	@$(BIN)/mypy
 
+# Without arguments two at once, on a thread each: more threads would wait for one another.
 pytest: $(STAMP) ## the tests that need no GPU; PYTEST_ARGS adds arguments
+ifdef PYTEST_ARGS
 	@echo "==> pytest"
-	@$(OFFLINE) $(CPU_VLLM) $(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(PYTEST) $(PYTEST_ARGS)
+else
+	@echo "==> pytest, and beside it $(NO_ENGINE)"
+	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
+	OMP_NUM_THREADS=1 $(PYTEST) $(NO_ENGINE) >"$$log" 2>&1 & \
+	status=0; OMP_NUM_THREADS=1 $(PYTEST) $(NO_ENGINE:%=--ignore=%) || status=$$?; \
+	wait $$! || status=$$?; cat "$$log"; exit $$status
+endif
 
 demo: $(STAMP) ## run examples/demo.py
 	@$(OFFLINE) $(CPU_VLLM) $(BIN)/python examples/demo.py

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from vllm_dpp import cli, serve_command
+from vllm_dpp.serve_command import DEFAULT_SHARE
 from vllm_dpp.serving.settings import ServingSettings
 
 VARIANT = {"architectures": ["DPPQwen2_5_VLForConditionalGeneration"]}
@@ -66,12 +67,24 @@ def test_the_plain_command(capsys: pytest.CaptureFixture[str], model: str) -> No
     ]
 
 
-def test_without_settings_the_server_takes_its_defaults(
-    capsys: pytest.CaptureFixture[str], model: str
+@pytest.mark.parametrize(
+    ("arguments", "dpp"),
+    [
+        ([], {"video_share": DEFAULT_SHARE}),
+        (["--prune-layer", "9"], {"prune_layer": 9, "video_share": DEFAULT_SHARE}),
+        (["--video-share", "0.7"], {"video_share": 0.7}),
+        (["--entry-ratio", "0.7"], {"entry_ratio": 0.7}),
+        (["--retention-ratio", "1"], {"retention_ratio": 1.0}),
+        (["--rule", "change"], {"rule": "change"}),
+        (["--additional-config", '{"dpp": {"retention_ratio": 1}}'], {"retention_ratio": 1}),
+    ],
+)
+def test_a_default_share_where_nothing_says_how_much_is_left(
+    capsys: pytest.CaptureFixture[str], model: str, arguments: list[str], dpp: dict[str, Any]
 ) -> None:
-    command = plain(capsys, model)
+    command = plain(capsys, model, *arguments)
     assert value(command, "--hf-overrides") == VARIANT
-    assert "--additional-config" not in command
+    assert value(command, "--additional-config") == {"dpp": dpp}
 
 
 def test_every_setting_has_a_flag_with_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import pytest
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from vllm_dpp.serve_command import DEFAULT_SHARE
 from vllm_dpp.serving.front.families import FAMILIES
 from vllm_dpp.serving.layer_groups import default_prune_layer, wasted_fraction
 from vllm_dpp.serving.settings import ServingSettings
@@ -40,7 +41,7 @@ def test_settings(parser: FlexibleArgumentParser, name: str) -> None:
     assert args.model == model
     assert args.hf_overrides == {"architectures": [FAMILIES[0].variant]}
     assert ServingSettings.from_additional_config(args.additional_config) == ServingSettings(
-        prune_layer=prune_layer, retention_ratio=0.25
+        prune_layer=prune_layer, video_share=DEFAULT_SHARE
     )
     assert prune_layer == default_prune_layer(num_layers)
     assert wasted_fraction(num_layers, prune_layer) == 0

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from vllm_dpp.serving.front.families import family_of
-from vllm_dpp.serving.settings import SECTION, ServingSettings
+from vllm_dpp.serving.settings import SECTION, SET_BY_SHARE, ServingSettings
 
 OVERRIDES = "--hf-overrides"
 ADDITIONAL = "--additional-config"
+
+DEFAULT_SHARE = 0.4
+"""Of a video's prefill and KV in the decoder: see "Which share?" in `bench/README.md`."""
 
 Json = dict[str, Any]
 
@@ -38,6 +41,7 @@ def serve_command(settings: Json, arguments: Sequence[str]) -> list[str]:
     additional, rest = _take_json(ADDITIONAL, rest)
     overrides = _merge(_take_json(OVERRIDES, file)[0], overrides)
     additional = _merge(_take_json(ADDITIONAL, file)[0], _add_settings(additional, settings))
+    additional = _with_a_share(additional)
     validated = _validate(additional)
     everything = [*file, *rest]
     overrides["architectures"] = [_variant(rest, everything, overrides, validated)]
@@ -70,6 +74,19 @@ def _add_settings(additional: Json, settings: Json) -> Json:
                 f"'{json.dumps({SECTION: {name: section[name]}})}': give one of them"
             )
     return _merge(additional, {SECTION: settings} if settings else {})
+
+
+def _with_a_share(additional: Json) -> Json:
+    """With the default share of a video, if nothing says how much of it is left.
+
+    Not beside rule "change", which needs whole slices in the decoder's middle.
+    """
+    section = additional.get(SECTION, {})
+    if not isinstance(section, dict):
+        return additional  # an error, which `_validate` names
+    if section.keys() & {"video_share", *SET_BY_SHARE} or section.get("rule") == "change":
+        return additional
+    return _merge(additional, {SECTION: {"video_share": DEFAULT_SHARE}})
 
 
 def _validate(additional: Json) -> ServingSettings:
