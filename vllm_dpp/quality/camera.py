@@ -47,10 +47,12 @@ def make_views(camera: str, num_frames: int, rng: np.random.Generator) -> tuple[
 
 
 def _pan(num_frames: int, rng: np.random.Generator) -> list[View]:
-    """At one speed: in a step a quarter of a cell to half a cell, of four on a side."""
-    angle, speed = rng.uniform(0, 2 * np.pi), rng.uniform(1 / 32, 1 / 16)
-    down, right = float(speed * np.sin(angle)), float(speed * np.cos(angle))
-    return [View(down * t, right * t) for t in range(num_frames)]
+    """In one direction, a cell of four on a side every step or every second or third."""
+    angle = int(rng.integers(8)) * np.pi / 4
+    down, right = np.sign(np.round((np.sin(angle), np.cos(angle)), 3))
+    every, off = int(rng.integers(1, 4)), rng.uniform(-_SHAKE, _SHAKE, 2)
+    moved = [_CELL * (t // 2 // every) for t in range(num_frames)]
+    return [View(float(down * x + off[0]), float(right * x + off[1])) for x in moved]
 
 
 def _zoom(num_frames: int, rng: np.random.Generator) -> list[View]:
@@ -75,7 +77,7 @@ def _cut(num_frames: int, rng: np.random.Generator) -> list[View]:
     view, views = View(), []
     for step in range(steps):
         if step in cuts:
-            down, right = rng.uniform(0, 1, 2)
+            down, right = _CELL * rng.integers(0, 4, 2) + rng.uniform(-_SHAKE, _SHAKE, 2)
             view = View(float(down), float(right), gain=float(rng.uniform(0.8, 1.2)))
         views += [view, view]
     return views
@@ -91,6 +93,9 @@ def _exposure(num_frames: int, rng: np.random.Generator) -> list[View]:
     return [View(gain=float(gain)) for gain in gains]
 
 
+_CELL = 0.25
+"""Of four on a side. Pans and cuts go by whole cells, and a little off: the small encoder hardly
+reads a shape of which every token sees half."""
 _SHAKE = 0.025
 
 _MAKERS: dict[str, Callable[[int, np.random.Generator], list[View]]] = {
