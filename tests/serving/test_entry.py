@@ -39,7 +39,10 @@ def know(judge: Judge, ratio: float, settings: ServingSettings) -> dict[str, str
 @pytest.mark.parametrize(
     ("dpp", "engine"),
     [
-        ({"prune_layer": 2, "entry_ratio": 0.5, "slices_per_segment": 2}, {}),
+        (
+            {"prune_layer": 2, "entry_ratio": 0.5, "slices_per_segment": 2},
+            {"mm_processor_cache_gb": 0},
+        ),
         (
             {"prune_layer": 3, "entry_ratio": 0.3, "relevance": "none", "entry_rule": "dpp"},
             {"enable_prefix_caching": True, "async_scheduling": True},
@@ -49,7 +52,7 @@ def know(judge: Judge, ratio: float, settings: ServingSettings) -> dict[str, str
             {"enable_prefix_caching": True, "max_num_batched_tokens": 64},
         ),
     ],
-    ids=["K2", "K3-question-free-caching-async", "K1-scenes-caching-chunked"],
+    ids=["K2-no-media-cache", "K3-question-free-caching-async", "K1-scenes-caching-chunked"],
 )
 def test_every_answer_equals_the_reference(
     host: EngineHost,
