@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from vllm_dpp.serving.front.families import family_of
+from vllm_dpp.serving.front.families import Family, family_of
 from vllm_dpp.serving.settings import SECTION, SET_BY_SHARE, ServingSettings
 
 OVERRIDES = "--hf-overrides"
@@ -41,10 +41,11 @@ def serve_command(settings: Json, arguments: Sequence[str]) -> list[str]:
     additional, rest = _take_json(ADDITIONAL, rest)
     overrides = _merge(_take_json(OVERRIDES, file)[0], overrides)
     additional = _merge(_take_json(ADDITIONAL, file)[0], _add_settings(additional, settings))
-    additional = _with_a_share(additional)
-    validated = _validate(additional)
-    everything = [*file, *rest]
-    overrides["architectures"] = [_variant(rest, everything, overrides, validated)]
+    everything, validated = [*file, *rest], _validate(additional)
+    family = _family(rest, everything, overrides, validated)
+    overrides["architectures"] = [family.variant]
+    if family.has_entry_stage:
+        additional = _with_a_share(additional)
     command = ["vllm", "serve", *rest, OVERRIDES, json.dumps(overrides)]
     return command + ([ADDITIONAL, json.dumps(additional)] if additional else [])
 
@@ -82,8 +83,6 @@ def _with_a_share(additional: Json) -> Json:
     Not beside rule "change", which needs whole slices in the decoder's middle.
     """
     section = additional.get(SECTION, {})
-    if not isinstance(section, dict):
-        return additional  # an error, which `_validate` names
     if section.keys() & {"video_share", *SET_BY_SHARE} or section.get("rule") == "change":
         return additional
     return _merge(additional, {SECTION: {"video_share": DEFAULT_SHARE}})
@@ -102,28 +101,28 @@ def _validate(additional: Json) -> ServingSettings:
         raise ValueError(message) from None
 
 
-def _variant(
+def _family(
     rest: Sequence[str], everything: Sequence[str], overrides: Json, settings: ServingSettings
-) -> str:
-    """The pruning variant of the model's architecture, from its config.json."""
+) -> Family:
+    """The family of the model's architecture, from its config.json."""
     model = _value_of("--model", everything)
     if rest and not rest[0].startswith("-"):
         model = rest[0]
     if model is None:
         raise ValueError("the model comes first: vllm-dpp serve MODEL [flags]")
     if architectures := overrides.get("architectures"):
-        return family_of(architectures[0]).variant
+        return family_of(architectures[0])
     source = _value_of("--hf-config-path", everything) or model
     config = _read_config(source, _value_of("--revision", everything))
     architectures = config.get("architectures") or ["a model without architectures"]
-    variant = family_of(architectures[0]).variant
+    family = family_of(architectures[0])
     num_layers = config.get("text_config", config).get("num_hidden_layers")
     layer = settings.prune_layer
     if None not in (layer, num_layers) and layer >= num_layers:
         raise ValueError(
             f"--prune-layer must be below the model's {num_layers} layers, got {layer}"
         )
-    return variant
+    return family
 
 
 def _read_config(model: str, revision: str | None) -> Json:

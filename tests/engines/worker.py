@@ -8,8 +8,7 @@ from typing import Any
 
 from tests.engines import runners
 from tests.engines.traffic import Answer, Arrival, Traffic
-
-VARIANT = "DPPQwen2_5_VLForConditionalGeneration"
+from vllm_dpp.serving.front.families import family_of
 
 
 def serve(connection: Any, runner: str) -> None:
@@ -43,7 +42,9 @@ class EngineWorker:
         self.unload()
         plugin: dict[str, Any] = {}
         if dpp is not None:
-            plugin["hf_overrides"] = {"architectures": [VARIANT]}
+            config = json.loads((Path(checkpoint) / "config.json").read_text())
+            variant = family_of(config["architectures"][0]).variant
+            plugin["hf_overrides"] = {"architectures": [variant]}
             plugin["additional_config"] = {"dpp": dpp}
         defaults = {
             "enforce_eager": True,

@@ -25,6 +25,9 @@ def rotated_queries_and_keys(
     """Queries and keys, each [heads, tokens, head_dim]; key heads are repeated to match."""
     queries = _split_heads(attention.q_proj(normed), attention.head_dim)
     keys = _split_heads(attention.k_proj(normed), attention.head_dim)
+    if hasattr(attention, "q_norm"):
+        queries = rms_norm(attention.q_norm, queries)
+        keys = rms_norm(attention.k_norm, keys)
     queries, keys = apply_rotary_pos_emb(queries, keys, *rotary, unsqueeze_dim=0)
     return queries, keys.repeat_interleave(attention.num_key_value_groups, dim=0)
 
@@ -37,7 +40,7 @@ def decoder_layer(layer: nn.Module, hidden: Tensor, rotary: Rotary) -> Tensor:
 
 
 def raw_relevance(
-    layer: nn.Module, hidden: Tensor, rotary: Rotary, question: list[int], video: slice
+    layer: nn.Module, hidden: Tensor, rotary: Rotary, question: list[int], video: list[int]
 ) -> Tensor:
     """Attention that each video token gets from the question, [video tokens]; it sums to one.
 

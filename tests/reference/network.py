@@ -1,14 +1,14 @@
-"""A Qwen2.5-VL checkpoint taken apart: embeddings, positions, any range of layers, logits."""
+"""A checkpoint taken apart: embeddings, positions, any range of layers, logits."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText
 
 from .layers import Rotary, decoder_layer, raw_relevance, rms_norm
-from .positions import mrope_positions
+from .positions import mrope_positions, mrope_positions_by_slice
 from .prompt import MediaItem, Prompt
 
 
@@ -16,7 +16,7 @@ class Network:
     """A frozen checkpoint on the CPU. Hidden states are [tokens, hidden], without a batch."""
 
     def __init__(self, checkpoint_path: str | Path, dtype: torch.dtype) -> None:
-        self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        self.model = AutoModelForImageTextToText.from_pretrained(
             checkpoint_path, dtype=dtype, attn_implementation="eager"
         )
         self.model.eval().requires_grad_(False)
@@ -26,7 +26,10 @@ class Network:
         return len(self._decoder.layers)
 
     def media_embeddings(self, prompt: Prompt) -> list[Tensor]:
-        """Output of the vision tower for each media item, [length, hidden]."""
+        """Output of the vision tower for each media item, [length, hidden].
+
+        With DeepStack [length, (1 + levels) hidden]: what is added after each of the first layers.
+        """
         return [self._media_embedding(item) for item in prompt.media]
 
     def embeddings(
@@ -37,12 +40,33 @@ class Network:
         hidden = self.model.get_input_embeddings()(token_ids)
         for item, embedding in zip(prompt.media, media, strict=True):
             left = slice(None) if item.entered is None else list(item.entered)
-            hidden[item.start : item.end] = embedding[left]
+            hidden[item.rows] = embedding[left, : hidden.shape[1]]
         return hidden
+
+    def deepstack(
+        self, prompt: Prompt, num_generated: int, media: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """What is added after each of the first layers, [tokens, hidden] each."""
+        if not media:
+            return []
+        width = self.model.config.get_text_config().hidden_size
+        levels = media[0].shape[1] // width - 1
+        num_tokens = len(prompt.token_ids) + num_generated
+        added = [media[0].new_zeros(num_tokens, width) for _ in range(levels)]
+        for item, embedding in zip(prompt.media, media, strict=True):
+            for level, own in zip(added, embedding.split(width, dim=1)[1:], strict=True):
+                level[item.rows] = own
+        return added
 
     def positions(self, prompt: Prompt, num_generated: int) -> Tensor:
         """Positions [3, tokens] of the prompt and of the tokens generated behind it."""
         vision = self.model.config.vision_config
+        if self.model.config.model_type == "qwen3_vl":
+            return mrope_positions_by_slice(
+                len(prompt.token_ids) + num_generated,
+                prompt.media,
+                spatial_merge_size=vision.spatial_merge_size,
+            )
         return mrope_positions(
             len(prompt.token_ids) + num_generated,
             prompt.media,
@@ -50,20 +74,29 @@ class Network:
             spatial_merge_size=vision.spatial_merge_size,
         )
 
-    def hidden_states(self, hidden: Tensor, positions: Tensor, layers: range) -> list[Tensor]:
+    def hidden_states(
+        self, hidden: Tensor, positions: Tensor, layers: range, deepstack: Sequence[Tensor] = ()
+    ) -> list[Tensor]:
         """What enters each of the layers, and last what leaves them: one more than there are."""
         rotary = self._rotary(positions)
         states = [hidden]
         for index in layers:
-            states.append(decoder_layer(self._decoder.layers[index], states[-1], rotary))
+            left = decoder_layer(self._decoder.layers[index], states[-1], rotary)
+            states.append(left + deepstack[index] if index < len(deepstack) else left)
         return states
 
     def raw_relevance(
-        self, layer: int, hidden: Tensor, positions: Tensor, question: Sequence[int], video: slice
+        self,
+        layer: int,
+        hidden: Tensor,
+        positions: Tensor,
+        question: Sequence[int],
+        video: Sequence[int],
     ) -> Tensor:
         """Attention of the question to each token of the video at one layer, [video tokens]."""
         rotary = self._rotary(positions)
-        return raw_relevance(self._decoder.layers[layer], hidden, rotary, list(question), video)
+        decoder_layer = self._decoder.layers[layer]
+        return raw_relevance(decoder_layer, hidden, rotary, list(question), list(video))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[tokens, vocabulary] from what leaves the last layer."""
@@ -81,4 +114,6 @@ class Network:
         model = self.model
         encode = model.get_video_features if item.modality == "video" else model.get_image_features
         pixel_values = item.pixel_values.to(model.dtype)
-        return encode(pixel_values, torch.tensor([item.grid_thw])).pooler_output[0]
+        output = encode(pixel_values, torch.tensor([item.grid_thw]))
+        levels = [level[0] for level in getattr(output, "deepstack_features", None) or ()]
+        return torch.cat([output.pooler_output[0], *levels], dim=1)

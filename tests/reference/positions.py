@@ -34,6 +34,32 @@ def mrope_positions(
     return positions
 
 
+def mrope_positions_by_slice(
+    num_tokens: int, media: Sequence[MediaItem], *, spatial_merge_size: int
+) -> Tensor:
+    """The same where each slice is a picture of its own, and text tells its time.
+
+    A slice advances by its height or width, whichever is more. transformers has the same rule.
+    """
+    positions = torch.empty(3, num_tokens, dtype=torch.int64)
+    token = next_position = 0
+    for item in sorted(media, key=lambda item: item.start):
+        slices, rows, columns = (
+            item.grid_thw[0],
+            *(size // spatial_merge_size for size in item.grid_thw[1:]),
+        )
+        grid = torch.cartesian_prod(torch.arange(1), torch.arange(rows), torch.arange(columns)).T
+        for number in range(slices):
+            start = item.rows[number * rows * columns]
+            positions[:, token:start] = next_position + torch.arange(start - token)
+            next_position += start - token
+            token = start + rows * columns
+            positions[:, start:token] = next_position + grid
+            next_position += max(rows, columns)
+    positions[:, token:] = next_position + torch.arange(num_tokens - token)
+    return positions
+
+
 def _entered(grid: Tensor, item: MediaItem) -> Tensor:
     return grid if item.entered is None else grid[:, list(item.entered)]
 

@@ -21,12 +21,13 @@ class MediaItem:
 
     Args:
         modality: "image" or "video".
-        start: position of its first placeholder token.
-        length: number of its placeholder tokens, one per merged patch.
+        start: first position of its placeholder, which may hold text between the slices.
+        length: number of its own tokens, one per merged patch.
         pixel_values: [patches, patch_dim] float, normalised.
         grid_thw: time slices, patch rows and patch columns, before the spatial merge.
         second_per_grid_t: seconds between two time slices; unused for images.
         entered: which of the merged patches have a token, ascending; None for all of them.
+        text: places of the placeholder, counted from its start, that hold text.
     """
 
     modality: str
@@ -36,10 +37,16 @@ class MediaItem:
     grid_thw: tuple[int, int, int]
     second_per_grid_t: float = 1.0
     entered: tuple[int, ...] | None = None
+    text: frozenset[int] = frozenset()
 
     @property
     def end(self) -> int:
-        return self.start + self.length
+        return self.start + self.length + len(self.text)
+
+    @property
+    def rows(self) -> list[int]:
+        """Positions of its own tokens."""
+        return [p for p in range(self.start, self.end) if p - self.start not in self.text]
 
 
 @dataclass(frozen=True)
@@ -144,9 +151,26 @@ def _place_media(
             continue
         fields = waiting[token_ids[position]].pop(0)
         length = len(fields["pixel_values"]) // merged
-        placed.append(MediaItem(start=position, length=length, **fields))
-        position += length
+        item = MediaItem(start=position, length=length, **fields)
+        if any(token != token_ids[position] for token in token_ids[position : item.end]):
+            item = _with_text(item, token_ids, processor.vision_start_token_id)
+        placed.append(item)
+        position = item.end
     return tuple(placed)
+
+
+def _with_text(item: MediaItem, token_ids: Sequence[int], slice_start: int) -> MediaItem:
+    """An item whose slices stand apart: each behind its time, between two marks of its own.
+
+    The placeholder begins behind the mark that opens the item and ends with that of the last slice.
+    """
+    pad, first, rows = token_ids[item.start], item.start, []
+    for position in range(first, len(token_ids)):
+        if token_ids[position] == pad and len(rows) < item.length:
+            rows.append(position)
+    start = max(p for p in range(first - 1) if token_ids[p] == slice_start) + 1
+    places = set(range(rows[-1] + 2 - start))
+    return replace(item, start=start, text=frozenset(places - {row - start for row in rows}))
 
 
 def _items_of(
@@ -158,7 +182,7 @@ def _items_of(
     pixels = outputs["pixel_values" if modality == "image" else "pixel_values_videos"]
     pixels_of_item = pixels.to(engine_dtype).split(grids.prod(-1).tolist())
     seconds = torch.ones(len(grids))
-    if modality == "video":
+    if "second_per_grid_ts" in outputs and modality == "video":
         seconds = torch.as_tensor(outputs["second_per_grid_ts"]).to(engine_dtype)
     return [
         {

@@ -41,7 +41,7 @@ class Reference:
     """A checkpoint that answers prompts with pruned videos.
 
     Args:
-        checkpoint_path: folder with a Qwen2.5-VL checkpoint and its processor.
+        checkpoint_path: folder with a checkpoint and its processor.
         dtype: of the computation; torch.float64 judges near-ties.
         engine_dtype: of the engine to compare with, which rounds pixels and seconds to it.
     """
@@ -142,7 +142,10 @@ class Reference:
         rows = kept_rows(prompt, positions.shape[1], keep)
 
         hidden = network.embeddings(prompt, generated, media)
-        hidden = network.hidden_states(hidden, positions, range(prune_layer))[-1]
+        added = network.deepstack(prompt, len(generated), media)
+        if len(added) > prune_layer:
+            raise ValueError(f"DeepStack adds to {len(added)} layers, but K is {prune_layer}")
+        hidden = network.hidden_states(hidden, positions, range(prune_layer), added)[-1]
         upper = range(prune_layer, network.num_layers)
         hidden = network.hidden_states(hidden[rows], positions[:, rows], upper)[-1]
         return network.logits(hidden)
@@ -154,12 +157,13 @@ class Reference:
         network = self.network
         positions = network.positions(prompt, 0)
         hidden = network.embeddings(prompt, (), media)
-        entering = network.hidden_states(hidden, positions, range(prune_layer))
+        added = network.deepstack(prompt, 0, media)
+        entering = network.hidden_states(hidden, positions, range(prune_layer), added)
         asked = max(prune_layer - 1, 0)
         features: list[Tensor] = []
         relevance: list[Tensor | None] = []
-        for plan in plans:
-            video = slice(plan.start, plan.start + plan.length - plan.num_tail)
+        for item, plan in zip(prompt.videos, plans, strict=True):
+            video = item.rows[: plan.length - plan.num_tail]
             features.append(entering[prune_layer][video])
             relevance.append(
                 network.raw_relevance(asked, entering[asked], positions, plan.question, video)
@@ -176,7 +180,8 @@ def kept_rows(prompt: Prompt, num_tokens: int, keep: Sequence[Sequence[int]]) ->
         everything = set(range(video.length))
         if list(indices) != sorted(set(indices)) or not everything.issuperset(indices):
             raise ValueError(f"keep needs ascending indices below {video.length}, got {indices}")
-        dropped.update(video.start + index for index in everything.difference(indices))
+        rows = video.rows
+        dropped.update(rows[index] for index in everything.difference(indices))
     return [row for row in range(num_tokens) if row not in dropped]
 
 

@@ -26,23 +26,34 @@ class MediaSpan:
     """Where one image or video stands in the prompt.
 
     Args:
-        start: First prompt position of its placeholder tokens.
-        length: Number of placeholder tokens.
+        start: First prompt position.
+        length: Number of positions.
         is_video: Only videos are pruned.
+        num_text: How many of the positions hold text, such as the time of a slice.
     """
 
     start: int
     length: int
     is_video: bool
+    num_text: int = 0
 
     @property
     def end(self) -> int:
         return self.start + self.length
 
+    @property
+    def num_tokens(self) -> int:
+        """The item's own."""
+        return self.length - self.num_text
+
 
 @dataclass(frozen=True, slots=True)
 class PrunedVideo:
     """The part of one video that loses tokens: all of it but a short tail, or a piece.
+
+    Text between its slices always stays. How much there is, is known; where it stands is not asked:
+    up for selection are the first ``length`` of the video's own tokens, and they all lie before
+    ``end``, of whose positions beyond there are no more than there are tokens in the tail.
 
     Args:
         start: First prompt position.
@@ -52,6 +63,8 @@ class PrunedVideo:
         question: Text positions between the video and the decision point.
         piece_of: First prompt position of the video of which this is a piece that is decided by
             itself; ``None`` for a whole video.
+        num_text: Positions in [start, end) that are not up for selection: text, and tokens of the
+            tail, so far as there is text behind them.
     """
 
     start: int
@@ -60,6 +73,7 @@ class PrunedVideo:
     num_tail: int
     question: tuple[Span, ...]
     piece_of: int | None = None
+    num_text: int = 0
 
     @property
     def media_start(self) -> int:
@@ -68,7 +82,7 @@ class PrunedVideo:
 
     @property
     def end(self) -> int:
-        return self.start + self.length
+        return self.start + self.length + self.num_text
 
     @property
     def length_with_tail(self) -> int:
@@ -205,10 +219,11 @@ def build_plan(
             end = _decision_point(prompt_token_ids, item.end, turn_end_token_id)
         video = PrunedVideo(
             start=item.start,
-            length=item.length,
-            num_kept=num_kept(item.length, retention_ratio),
+            length=item.num_tokens,
+            num_kept=num_kept(item.num_tokens, retention_ratio),
             num_tail=0,
             question=_text_spans(item.end, end, media),
+            num_text=item.num_text,
         )
         turns.setdefault(end, []).append(video)
     pruned: list[PrunedTurn] = []

@@ -158,7 +158,7 @@ def blocks_record(
         "num_prompt_tokens": request.num_prompt_tokens,
         "num_tokens": request.num_tokens,
         "num_video_tokens": sum(
-            f.mm_position.length for f in request.mm_features if f.modality == "video"
+            f.mm_position.get_num_embeds() for f in request.mm_features if f.modality == "video"
         ),
         "num_pruned_tokens": plan.num_pruned if plan else 0,
         "num_preemptions": request.num_preemptions,

@@ -89,7 +89,7 @@ class RequestOptions:
 def media_spans(placeholders: Iterable[tuple[str, "PlaceholderRange"]]) -> list[MediaSpan]:
     """Media spans in prompt order, from (modality, placeholder range) pairs."""
     spans = [
-        MediaSpan(start=p.offset, length=p.length, is_video=modality == "video")
+        MediaSpan(p.offset, p.length, modality == "video", num_text=p.length - p.get_num_embeds())
         for modality, p in placeholders
     ]
     return sorted(spans, key=lambda span: span.start)

@@ -79,7 +79,7 @@ class RangeRows:
         return self.first == 0 and self.is_decided
 
     def place_of(self, video: PrunedVideo) -> Span:
-        """Offsets of a video's tokens that are up for selection."""
+        """Offsets of a video's tokens that are up for selection, and of the text among them."""
         return video.start - self.turn.start, video.end - self.turn.start
 
     def offsets_of(self, span: Span) -> Span:
@@ -93,9 +93,9 @@ class RangeRows:
         """Offsets of the range's rows that are not up for selection, as spans."""
         spans, at = [], 0
         for video in self.turn.videos:
-            start = video.start - self.turn.start
+            start, end = self.place_of(video)
             spans.append((at, start))
-            at = start + video.length
+            at = end
         return [span for span in (*spans, (at, self.turn.length)) if span[0] < span[1]]
 
     def pieces(self) -> list[tuple[int, Span | PrunedVideo]]:
@@ -103,7 +103,7 @@ class RangeRows:
         parts: list[tuple[int, Span | PrunedVideo, int]] = [
             (start, (start, end), end - start) for start, end in self.texts
         ]
-        parts += [(v.start - self.turn.start, v, v.num_kept) for v in self.turn.videos]
+        parts += [(v.start - self.turn.start, v, v.num_kept + v.num_text) for v in self.turn.videos]
         placed, row = [], self.compact_row
         for _, part, count in sorted(parts, key=lambda part: part[0]):
             placed.append((row, part))

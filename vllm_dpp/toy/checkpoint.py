@@ -1,24 +1,22 @@
-"""Small Qwen2.5-VL checkpoints with random weights, complete enough to be served."""
+"""Small checkpoints with random weights, complete enough to be served."""
 
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from transformers import (
-    GenerationConfig,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
-    Qwen2Tokenizer,
-    Qwen2VLImageProcessor,
-    Qwen2VLVideoProcessor,
-)
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from vllm_dpp.toy import qwen2_5_vl, qwen3_vl
 from vllm_dpp.toy import tokenizer as tok
+
+Architecture = Literal["qwen2_5_vl", "qwen3_vl"]
+_ARCHITECTURES: dict[str, Any] = {"qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl}
+"""One module each, with `MODEL`, `make_config` and `make_processor`."""
 
 SPEC_FILE = "toy_checkpoint.json"
 RECIPE = 1  # raise it when a checkpoint of the same spec comes out differently
@@ -37,6 +35,7 @@ class CheckpointSpec:
     `--dtype float32`.
     """
 
+    architecture: Architecture = "qwen2_5_vl"
     num_layers: int = 6
     hidden_size: int = 256
     num_heads: int = 4
@@ -59,6 +58,11 @@ class CheckpointSpec:
             )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"{self.num_heads} heads over {self.num_kv_heads} KV heads")
+        if self.architecture not in _ARCHITECTURES:
+            raise ValueError(
+                f"architecture must be one of {', '.join(_ARCHITECTURES)}, not "
+                f"{self.architecture!r}"
+            )
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype must be float32 or bfloat16, not {self.dtype!r}")
 
@@ -67,16 +71,12 @@ class CheckpointSpec:
         """Elements of one head of the decoder."""
         return self.hidden_size // self.num_heads
 
-    @property
-    def mrope_section(self) -> tuple[int, int, int]:
-        """Rotary pairs for time, height and width, 1:1.5:1.5 as in Qwen2.5-VL."""
-        time = self.head_dim // 8
-        space = (self.head_dim // 2 - time) // 2
-        return (time, space, space)
-
 
 TINY = CheckpointSpec()
 """For tests: 4 million parameters."""
+
+TINY_QWEN3 = CheckpointSpec(architecture="qwen3_vl")
+"""The same of another family."""
 
 MID = CheckpointSpec(
     num_layers=12,
@@ -120,74 +120,18 @@ def make_checkpoint(path: str | Path, spec: CheckpointSpec = TINY) -> Path:
 
 
 def _write(path: Path, spec: CheckpointSpec) -> None:
-    tokenizer = tok.make_tokenizer()
-    model = _make_model(spec, make_config(spec, tokenizer))
+    tokenizer, architecture = tok.make_tokenizer(), _ARCHITECTURES[spec.architecture]
+    model = _make_model(spec, architecture.MODEL, architecture.make_config(spec, tokenizer))
     model.save_pretrained(path)
-    make_processor(tokenizer).save_pretrained(path)
-
-
-def make_processor(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLProcessor:
-    """The processor of text, images and videos, with Qwen's chat template."""
-    pixels = {"shortest_edge": 56 * 56, "longest_edge": 1280 * 28 * 28}
-    return Qwen2_5_VLProcessor(
-        Qwen2VLImageProcessor(size=pixels),
-        tokenizer,
-        # Unset, cap_pixels_per_frame warns on every call.
-        Qwen2VLVideoProcessor(size=pixels, cap_pixels_per_frame=False),
-        chat_template=tok.CHAT_TEMPLATE,
-    )
-
-
-def make_config(spec: CheckpointSpec, tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
-    """The configuration of a Qwen2.5-VL of this shape, for the tokenizer's special tokens."""
-    token_id = tokenizer.convert_tokens_to_ids
-    text = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": spec.hidden_size,
-        "intermediate_size": spec.intermediate_size,
-        "num_hidden_layers": spec.num_layers,
-        "num_attention_heads": spec.num_heads,
-        "num_key_value_heads": spec.num_kv_heads,
-        "max_position_embeddings": spec.max_position_embeddings,
-        "max_window_layers": spec.num_layers,
-        "rms_norm_eps": 1e-6,  # as Qwen2.5-VL has it; the configuration's default is 1e-5
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": spec.rope_theta,
-            "mrope_section": list(spec.mrope_section),
-        },
-        "initializer_range": spec.initializer_range,
-        "bos_token_id": None,
-        "eos_token_id": token_id(tok.TURN_END),
-        "pad_token_id": token_id(tok.PADDING),
-    }
-    vision = {
-        "depth": spec.vision_depth,
-        "hidden_size": spec.vision_hidden_size,
-        "intermediate_size": 3 * spec.vision_hidden_size,
-        "num_heads": spec.vision_heads,
-        "out_hidden_size": spec.hidden_size,
-        "fullatt_block_indexes": [spec.vision_depth - 1],
-        "tokens_per_second": 2,
-        "initializer_range": spec.initializer_range,
-    }
-    return Qwen2_5_VLConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=token_id(tok.IMAGE_PAD),
-        video_token_id=token_id(tok.VIDEO_PAD),
-        vision_start_token_id=token_id(tok.VISION_START),
-        vision_end_token_id=token_id(tok.VISION_END),
-        tie_word_embeddings=False,
-    )
+    architecture.make_processor(tokenizer).save_pretrained(path)
 
 
 def _make_model(
-    spec: CheckpointSpec, config: Qwen2_5_VLConfig
-) -> Qwen2_5_VLForConditionalGeneration:
+    spec: CheckpointSpec, of_class: Callable[..., Any], config: PreTrainedConfig
+) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
-        model = Qwen2_5_VLForConditionalGeneration(config)
+        model: Any = of_class(config)
         # Biases start at 0 and norms at 1, where a lost one would go unnoticed.
         for parameter in model.parameters():
             if parameter.ndim == 1:

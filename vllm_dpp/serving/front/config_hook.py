@@ -60,12 +60,26 @@ def resolve(vllm_config: "VllmConfig") -> ServingSettings:
         raise ValueError(
             f"{SECTION}.prune_layer must be below the model's {num_layers} layers, got {layer}"
         )
+    levels = deepstack_levels(model_config)
+    if layer < levels:
+        raise ValueError(
+            f"{SECTION}.prune_layer must be at least {levels}, got {layer}: DeepStack adds to the "
+            f"first {levels} layers of this model, which have to see every video token"
+        )
     token = settings.turn_end_token_id
     if token is None:
         token = _turn_end_token_id(model_config)
     _make_record_dir(settings)
     resolved = replace(settings, prune_layer=layer, turn_end_token_id=token)
-    return resolved.with_ratios(num_layers)
+    resolved = resolved.with_ratios(num_layers)
+    family_of(model_config.architecture).check(resolved)
+    return resolved
+
+
+def deepstack_levels(model_config: "ModelConfig") -> int:
+    """How many of the decoder's first layers get features of the vision encoder's depth."""
+    vision = getattr(model_config.hf_config, "vision_config", None)
+    return len(getattr(vision, "deepstack_visual_indexes", None) or ())
 
 
 def _turn_end_token_id(model_config: "ModelConfig") -> int:

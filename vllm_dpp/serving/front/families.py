@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from vllm_dpp.serving.settings import ServingSettings
+
 
 @dataclass(frozen=True, slots=True)
 class Family:
@@ -12,12 +14,29 @@ class Family:
         variant: The architecture that ``--hf-overrides`` names.
         implementation: ``module:class`` of the variant.
         turn_end_token: The token that ends a chat turn.
+        has_entry_stage: Whether videos may enter the decoder in part.
+        has_text_in_videos: Whether text stands between the slices of a video.
     """
 
     base: str
     variant: str
     implementation: str
     turn_end_token: str
+    has_entry_stage: bool = True
+    has_text_in_videos: bool = False
+
+    def check(self, settings: ServingSettings) -> None:
+        """Raise ``ValueError`` where a setting asks for what the family cannot do yet."""
+        if settings.entry_ratio < 1 and not self.has_entry_stage:
+            raise ValueError(
+                f"entry_ratio {settings.entry_ratio:g}: videos of {self.base} enter the decoder as "
+                "a whole; leave it at 1, and set retention_ratio instead of a video_share"
+            )
+        if settings.decide_every is not None and self.has_text_in_videos:
+            raise ValueError(
+                f"decide_every {settings.decide_every}: videos of {self.base} have text between "
+                "their slices and are decided as a whole; leave it out"
+            )
 
 
 FAMILIES = (
@@ -28,6 +47,14 @@ FAMILIES = (
             "vllm_dpp.serving.worker.models.qwen2_5_vl:DPPQwen2_5_VLForConditionalGeneration"
         ),
         turn_end_token="<|im_end|>",
+    ),
+    Family(
+        base="Qwen3VLForConditionalGeneration",
+        variant="DPPQwen3VLForConditionalGeneration",
+        implementation="vllm_dpp.serving.worker.models.qwen3_vl:DPPQwen3VLForConditionalGeneration",
+        turn_end_token="<|im_end|>",
+        has_entry_stage=False,
+        has_text_in_videos=True,
     ),
 )
 

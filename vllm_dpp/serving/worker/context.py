@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from vllm.forward_context import get_forward_context
 
-from vllm_dpp.serving.plan import PrunedTurn, PrunePlan
+from vllm_dpp.serving.plan import PrunedTurn, PrunedVideo, PrunePlan
 from vllm_dpp.serving.request_plan import plan_request
 from vllm_dpp.serving.settings import ServingSettings
-from vllm_dpp.serving.step import ScheduledRequest, StepLayout, lay_out
+from vllm_dpp.serving.step import RangeRows, ScheduledRequest, StepLayout, lay_out
 from vllm_dpp.serving.worker.kept_records import EnteringVideo, Grid, KeptRecords
+from vllm_dpp.serving.worker.own_tokens import OwnTokens, own_places, own_tokens
 from vllm_dpp.serving.worker.range_buffer import RangeBuffer
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ class PrunedRequest:
         prompt_plan: What its prompt says.
         plan: ``prompt_plan`` after its last prefix-cache hit.
         grids: The token grid of each of its media, by first prompt position.
+        own: Places of their own tokens, of media with text between the slices.
         record: Whether it asked for a record.
         settings: The server's with what it chose.
     """
@@ -40,6 +43,7 @@ class PrunedRequest:
     prompt_plan: PrunePlan
     plan: PrunePlan
     grids: dict[int, Grid]
+    own: dict[int, np.ndarray]
     record: bool
     settings: ServingSettings
 
@@ -124,7 +128,8 @@ class PruningContext:
             self._entering[request_id] = _in_part(mm_features, grids)
         if plan is None:
             return
-        request = PrunedRequest(plan, plan, grids, options.record, settings)
+        own = own_places(mm_features)
+        request = PrunedRequest(plan, plan, grids, own, options.record, settings)
         self.requests[request_id] = request
         self._start(request_id, request, num_cached)
 
@@ -180,6 +185,11 @@ class PruningContext:
             indices = (number * num_rows + row) * num_columns + column
             self.records.entered(request_id, video, indices)
 
+    def own_tokens(self, part: RangeRows, video: PrunedVideo, device: torch.device) -> OwnTokens:
+        """Offsets of a video's tokens that are up for selection in a range of a live request."""
+        places = self.requests[part.request_id].own.get(video.start)
+        return own_tokens(places, part, video, device)
+
     def _plan(self, request_id: str) -> PrunePlan | None:
         request = self.requests.get(request_id)
         return None if request is None else request.plan
@@ -231,9 +241,9 @@ def _in_part(
     mm_features: Sequence["MultiModalFeatureSpec"], grids: dict[int, Grid]
 ) -> list[EnteringVideo]:
     """The videos of a request that have fewer tokens in the prompt than in their grid."""
-    spans = [(f.mm_position.offset, f.mm_position.length) for f in mm_features]
+    places = [f.mm_position for f in mm_features]
     return [
-        EnteringVideo(start, start + length, grids[start])
-        for start, length in spans
-        if length < prod(grids[start])
+        EnteringVideo(place.offset, place.offset + place.length, grids[place.offset])
+        for place in places
+        if place.get_num_embeds() < prod(grids[place.offset])
     ]

@@ -26,6 +26,7 @@ from vllm_dpp.serving.settings import ServingSettings
 from vllm_dpp.serving.step import RangeRows
 from vllm_dpp.serving.worker.context import PruningContext
 from vllm_dpp.serving.worker.models.agreement import agree
+from vllm_dpp.serving.worker.own_tokens import OwnTokens
 
 Select = Callable[[Sequence[VideoTokens], PruningConfig], list[torch.Tensor]]
 TOKENS_PER_SLICE = 256
@@ -96,7 +97,7 @@ class VideoSelector:
         keys, seen, at = self._accumulators(part, key)
         complete = []
         for video in part.turn.videos:
-            place = at(*part.place_of(video))
+            place = at(self.context.own_tokens(part, video, key.device))
             asked = _asked(part, video, query)
             if len(asked):
                 seen[place] += _attention(layer, asked, keys[place], video)
@@ -106,16 +107,16 @@ class VideoSelector:
 
     def _accumulators(
         self, part: RangeRows, key: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, Callable[[int, int], Any]]:
-        """Keys and relevance so far of a range, and how to index both by spans of offsets."""
+    ) -> tuple[torch.Tensor, torch.Tensor, Callable[[OwnTokens], Any]]:
+        """Keys and relevance so far of a range, and how to index both by offsets."""
         if part.is_whole:
             relevance = key.new_zeros(part.turn.length, dtype=torch.float32)
-            return key, relevance, lambda start, end: slice(start, end)
+            return key, relevance, lambda offsets: offsets
         buffer, stored = self.context.buffer, self.context.buffer.rows_of(part.key)
         new = stored[part.first : part.end]
         buffer.keys[new] = key
         buffer.relevance[new] = 0
-        return buffer.keys, buffer.relevance, lambda start, end: stored[start:end]
+        return buffer.keys, buffer.relevance, lambda offsets: stored[offsets]
 
     def kept(
         self,
@@ -207,6 +208,9 @@ def _queries_and_keys(
     attention, stream = layer.self_attn, merged(states, slice(None))
     qkv, _ = attention.qkv_proj(layer.input_layernorm(stream))
     query, key, _ = qkv.split([attention.q_size, attention.kv_size, attention.kv_size], dim=-1)
+    if hasattr(attention, "q_norm"):  # by head, as in Qwen3
+        query = attention.q_norm(query.unflatten(-1, (-1, attention.head_dim))).flatten(-2)
+        key = attention.k_norm(key.unflatten(-1, (-1, attention.head_dim))).flatten(-2)
     query, key = attention.rotary_emb(positions, query.contiguous(), key.contiguous())
     return (
         query.unflatten(-1, (attention.num_heads, attention.head_dim)),

@@ -1,7 +1,8 @@
 """A decoder that runs its lower layers on every token and its upper layers on kept tokens.
 
 Generic over vLLM decoders whose layers have the shape ``layer(positions, hidden_states, residual)``
-and hold ``self_attn`` and ``input_layernorm``: Qwen2, Qwen3, Llama and their kin. The decoder is
+and hold ``self_attn`` and ``input_layernorm``: Qwen2, Qwen3, Llama and their kin. After the first
+ones DeepStack (arXiv 2406.04334) may add features of the vision encoder's depth. The decoder is
 taken over after vLLM has built it, so parameter names, quantisation and loading stay its own.
 """
 
@@ -28,26 +29,49 @@ from vllm_dpp.serving.worker.range_buffer import RangeBuffer
 
 
 @support_torch_compile(
-    dynamic_arg_dims={"positions": {-1: "b"}, "hidden_states": {0: "b"}, "residual": {0: "b"}}
+    dynamic_arg_dims={
+        "positions": {-1: "b"},
+        "hidden_states": {0: "b"},
+        "residual": {0: "b"},
+        "deepstack": {0: "b"},
+    }
 )
 class LayerStack(nn.Module):
-    """Consecutive layers, compiled as one graph. The layers stay owned by the decoder."""
+    """Consecutive layers, compiled as one graph. The layers stay owned by the decoder.
+
+    A stack is given `deepstack` in every step or in none, since it is compiled once.
+    """
 
     def __init__(
-        self, *, vllm_config: VllmConfig, prefix: str = "", layers: Sequence[nn.Module]
+        self,
+        *,
+        vllm_config: VllmConfig,
+        prefix: str = "",
+        layers: Sequence[nn.Module],
+        first: int,
     ) -> None:
+        """Args:
+        layers: The layers.
+        first: Number of the first of them.
+        """
         super().__init__()
         self.layers: Any
         self.__dict__["layers"] = list(layers)
+        self.first = first
 
     def forward(
         self,
         positions: torch.Tensor,
         hidden_states: torch.Tensor,
         residual: torch.Tensor | None,
+        deepstack: IntermediateTensors | None = None,
     ) -> States:
-        for layer in self.layers:
-            hidden_states, residual = layer(positions, hidden_states, residual)
+        for number, layer in enumerate(self.layers, self.first):
+            hidden_states, residual = layer(
+                positions=positions, hidden_states=hidden_states, residual=residual
+            )
+            if deepstack is not None and number < len(deepstack):
+                hidden_states = hidden_states + deepstack[f"deepstack_input_embeds_{number}"]
         return hidden_states, residual
 
 
@@ -64,6 +88,7 @@ class SplitDecoder(nn.Module):
         context: The worker's plans.
         vllm_config: The engine's configuration.
         prefix: Name of ``inner`` in the model.
+        deepstack_levels: How many of its first layers DeepStack adds to, at most K.
     """
 
     embed_tokens: Any
@@ -72,7 +97,13 @@ class SplitDecoder(nn.Module):
     inner: Any
 
     def __init__(
-        self, inner: Any, context: PruningContext, *, vllm_config: VllmConfig, prefix: str
+        self,
+        inner: Any,
+        context: PruningContext,
+        *,
+        vllm_config: VllmConfig,
+        prefix: str,
+        deepstack_levels: int = 0,
     ) -> None:
         super().__init__()
         self.embed_tokens, self.layers, self.norm = inner.embed_tokens, inner.layers, inner.norm
@@ -83,6 +114,7 @@ class SplitDecoder(nn.Module):
         weight = inner.layers[0].input_layernorm.weight
         warm_up(weight.device, len(weight), torch.float32)
         split = context.settings.split_layer
+        self.deepstack_levels = deepstack_levels
         self.relevance_layer = max(split - 1, 0) if self.selector.needs_relevance else split
         for layer in self.layers[split:]:
             self._make_compact(_attention_of(layer), v2=vllm_config.use_v2_model_runner)
@@ -101,6 +133,7 @@ class SplitDecoder(nn.Module):
                     vllm_config=vllm_config,
                     prefix=f"{prefix}.{tag}",
                     layers=self.layers[start:end],
+                    first=start,
                 )
 
         first = min(self.relevance_layer, split)
@@ -137,25 +170,43 @@ class SplitDecoder(nn.Module):
         positions: torch.Tensor,
         intermediate_tensors: IntermediateTensors | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        deepstack_input_embeds: IntermediateTensors | None = None,
     ) -> torch.Tensor:
         """Final hidden states [num_rows, D]; rows of pruned videos are zero."""
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         layout = self.context.take_layout()
         if get_forward_context().attn_metadata is None:
             self._reserve_workspace(hidden)
+        lower = positions, deepstack_input_embeds
         if layout is None or layout.is_plain:
-            states = _run(self.below_relevance, positions, (hidden, None))
-            states = _run(self.below_split, positions, states)
+            states = self._run_lower(self.below_relevance, (hidden, None), *lower)
+            states = self._run_lower(self.below_split, states, *lower)
             return self._finish(positions, states)
-        return self._prune(layout, positions, hidden)
+        return self._prune(layout, hidden, *lower)
 
     def _reserve_workspace(self, hidden: torch.Tensor) -> None:
         """In a run without attention, which measures memory: what the longest selection takes."""
         num_bytes = self.selector.bytes_at_once(self.longest_video, hidden)
         torch.empty(num_bytes, dtype=torch.uint8, device=hidden.device)
 
+    def _run_lower(
+        self,
+        stack: LayerStack | None,
+        states: States,
+        positions: torch.Tensor,
+        deepstack: IntermediateTensors | None,
+    ) -> States:
+        """Run some of the layers below K, with DeepStack where it adds to them."""
+        if stack is None:
+            return states
+        return stack(positions, *states, deepstack if stack.first < self.deepstack_levels else None)
+
     def _prune(
-        self, layout: StepLayout, positions: torch.Tensor, hidden: torch.Tensor
+        self,
+        layout: StepLayout,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        deepstack: IntermediateTensors | None,
     ) -> torch.Tensor:
         """A step that reads ranges: some are stored, some decided."""
         buffer = self.context.buffer
@@ -164,13 +215,13 @@ class SplitDecoder(nn.Module):
             if part.first == 0:
                 buffer.take(part.key, part.turn.length)
 
-        states = _run(self.below_relevance, positions, (hidden, None))
+        states = self._run_lower(self.below_relevance, (hidden, None), positions, deepstack)
         relevance = None
         if self.selector.needs_relevance:
             layer = self.layers[self.relevance_layer]
             read = [self.selector.read(layer, positions, states, p) for p in layout.ranges]
             relevance = [seen for seen, p in zip(read, layout.ranges, strict=True) if p.is_decided]
-        states = _run(self.below_split, positions, states)
+        states = self._run_lower(self.below_split, states, positions, deepstack)
         for part in stored:
             rows = slice(part.row, part.row + part.num_rows)
             buffer.store(part.key, part.first, merged(states, rows), positions[..., rows])
@@ -195,12 +246,14 @@ class SplitDecoder(nn.Module):
         readers = [
             RangeReader(part, positions, states, self.context.buffer) for part in layout.decided
         ]
+        own = [
+            {v: self.context.own_tokens(part, v, positions.device) for v in part.turn.videos}
+            for part in layout.decided
+        ]
         kept = self.selector.kept(
-            lambda i, video: readers[i].span(*layout.decided[i].place_of(video)),
-            layout.decided,
-            relevance,
+            lambda i, video: readers[i].rows(own[i][video]), layout.decided, relevance
         )
-        return gather(layout, positions, states, readers, kept)
+        return gather(layout, positions, states, readers, own, kept)
 
     def _run_passes(self, layout: StepLayout, upper: UpperRows) -> torch.Tensor:
         """[num_compact_rows, D] final hidden states."""
@@ -212,17 +265,15 @@ class SplitDecoder(nn.Module):
         return output
 
     def _finish(self, positions: torch.Tensor, states: States) -> torch.Tensor:
-        hidden, residual = _run(self.above_split, positions, states)
+        hidden, residual = states
+        if self.above_split is not None:
+            hidden, residual = self.above_split(positions, *states)
         hidden, _ = self.norm(hidden, residual)
         return hidden
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Load as the original decoder does; the layers are the same objects."""
         return self.inner.load_weights(weights)
-
-
-def _run(stack: LayerStack | None, positions: torch.Tensor, states: States) -> States:
-    return states if stack is None else stack(positions, *states)
 
 
 def _attention_of(layer: nn.Module) -> Attention:

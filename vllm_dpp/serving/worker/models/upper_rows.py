@@ -1,6 +1,6 @@
 """The rows that enter layer K: gathered from the batch and the range buffer, and put back after."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from vllm.utils.torch_utils import async_tensor_h2d
 from vllm_dpp.serving.plan import PrunedVideo
 from vllm_dpp.serving.step import RangeRows, StepLayout
 from vllm_dpp.serving.worker.models.selection import States, merged
+from vllm_dpp.serving.worker.own_tokens import OwnTokens, going_up
 from vllm_dpp.serving.worker.range_buffer import RangeBuffer
 
 
@@ -33,11 +34,9 @@ class RangeReader:
         else:
             self._hidden, self._positions = buffer.hidden, buffer.positions
 
-    def span(self, start: int, end: int) -> torch.Tensor:
-        """[end - start, D]: the residual stream at these offsets."""
-        if self._stored is None:
-            return self._hidden[start:end]
-        return self._hidden[self._stored[start:end]]
+    def rows(self, offsets: OwnTokens) -> torch.Tensor:
+        """[n, D]: the residual stream at these offsets."""
+        return self._hidden[offsets if self._stored is None else self._stored[offsets]]
 
     def gather(self, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[n, D] residual stream and [..., n] positions at [n] int64 offsets."""
@@ -69,6 +68,7 @@ def gather(
     positions: torch.Tensor,
     states: States,
     readers: Sequence[RangeReader],
+    own: Sequence[Mapping[PrunedVideo, OwnTokens]],
     kept: Sequence[Sequence[torch.Tensor]],
 ) -> UpperRows:
     """Everything that goes up in this step.
@@ -81,6 +81,7 @@ def gather(
         positions: [..., num_rows] RoPE positions of the batch.
         states: [num_rows, D] of the batch, the input of layer K.
         readers: One for each decided range.
+        own: For each of them the tokens of each video that were up for selection.
         kept: For each of them and each of its videos [num_kept] int64.
     """
     hidden, residual = states
@@ -94,20 +95,22 @@ def gather(
     if upper_residual is not None and residual is not None:
         upper_residual[to_rows] = residual[from_rows]
 
-    for part, reader, indices in zip(layout.decided, readers, kept, strict=True):
-        offsets = _offsets(part, indices)
+    for part, reader, mine, indices in zip(layout.decided, readers, own, kept, strict=True):
+        offsets = _offsets(part, mine, indices)
         rows = slice(part.compact_row, part.compact_row + len(offsets))
         upper[rows], upper_positions[..., rows] = reader.gather(offsets)
     return UpperRows(upper_positions, (upper, upper_residual))
 
 
-def _offsets(part: RangeRows, kept: Sequence[torch.Tensor]) -> torch.Tensor:
+def _offsets(
+    part: RangeRows, own: Mapping[PrunedVideo, OwnTokens], kept: Sequence[torch.Tensor]
+) -> torch.Tensor:
     """[n] int64 offsets of what goes up of a range, in order."""
     device, chosen = kept[0].device, iter(kept)
     offsets = []
     for _, piece in part.pieces():
         if isinstance(piece, PrunedVideo):
-            offsets.append(next(chosen) + (piece.start - part.turn.start))
+            offsets.append(going_up(part, piece, own[piece], next(chosen)))
         else:
             offsets.append(torch.arange(*piece, device=device))
     return torch.cat(offsets)

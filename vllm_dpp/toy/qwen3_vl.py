@@ -1,0 +1,86 @@
+"""A small Qwen3-VL: what `checkpoint` asks of an architecture."""
+
+from typing import TYPE_CHECKING
+
+from transformers import (
+    Qwen2Tokenizer,
+    Qwen2VLImageProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+)
+
+from vllm_dpp.toy import tokenizer as tok
+
+if TYPE_CHECKING:
+    from vllm_dpp.toy.checkpoint import CheckpointSpec
+
+MODEL = Qwen3VLForConditionalGeneration
+PATCH = 16
+DEEPSTACK_LEVELS = 3
+HALF = [0.5, 0.5, 0.5]
+
+
+def make_processor(tokenizer: Qwen2Tokenizer) -> Qwen3VLProcessor:
+    """The processor of text, images and videos, with Qwen's chat template."""
+    pixels = {"shortest_edge": 64 * 64, "longest_edge": 1280 * 32 * 32}
+    return Qwen3VLProcessor(
+        # vLLM normalises videos as images, which are so in Qwen3-VL.
+        Qwen2VLImageProcessor(size=pixels, patch_size=PATCH, image_mean=HALF, image_std=HALF),
+        tokenizer,
+        # Unset, cap_pixels_per_frame warns on every call.
+        Qwen3VLVideoProcessor(size=pixels, cap_pixels_per_frame=False),
+        chat_template=tok.CHAT_TEMPLATE,
+    )
+
+
+def make_config(spec: "CheckpointSpec", tokenizer: Qwen2Tokenizer) -> Qwen3VLConfig:
+    """The configuration of a Qwen3-VL of this shape, for the tokenizer's special tokens."""
+    token_id = tokenizer.convert_tokens_to_ids
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": spec.hidden_size,
+        "intermediate_size": spec.intermediate_size,
+        "num_hidden_layers": spec.num_layers,
+        "num_attention_heads": spec.num_heads,
+        "num_key_value_heads": spec.num_kv_heads,
+        "head_dim": spec.head_dim,
+        "max_position_embeddings": spec.max_position_embeddings,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": spec.rope_theta,
+            "mrope_section": _interleaved_section(spec.head_dim),
+            "mrope_interleaved": True,
+        },
+        "initializer_range": spec.initializer_range,
+        "bos_token_id": None,
+        "eos_token_id": token_id(tok.TURN_END),
+        "pad_token_id": token_id(tok.PADDING),
+    }
+    vision = {
+        "depth": max(spec.vision_depth, DEEPSTACK_LEVELS),
+        "hidden_size": spec.vision_hidden_size,
+        "intermediate_size": 3 * spec.vision_hidden_size,
+        "num_heads": spec.vision_heads,
+        "patch_size": PATCH,
+        "out_hidden_size": spec.hidden_size,
+        "num_position_embeddings": 8 * 8,
+        "deepstack_visual_indexes": list(range(DEEPSTACK_LEVELS)),
+        "initializer_range": spec.initializer_range,
+    }
+    return Qwen3VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=token_id(tok.IMAGE_PAD),
+        video_token_id=token_id(tok.VIDEO_PAD),
+        vision_start_token_id=token_id(tok.VISION_START),
+        vision_end_token_id=token_id(tok.VISION_END),
+        tie_word_embeddings=False,
+    )
+
+
+def _interleaved_section(head_dim: int) -> list[int]:
+    """Rotary pairs for time, height and width; the latter two take every third of the first."""
+    space = head_dim // 2 // 3
+    return [head_dim // 2 - 2 * space, space, space]
