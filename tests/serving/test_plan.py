@@ -10,7 +10,8 @@ END, TEXT, PAD = 9, 1, 5
 
 
 def prompt(*parts):
-    """Build (token ids, media) from parts: an int is text, "v8"/"i8" media, "e" a turn end."""
+    """Build (token ids, media) from parts: an int is text, "v8"/"i8" media, "e" a turn end, and
+    "v8+6" a video of 8 tokens with 6 of text among them."""
     tokens, media = [], []
     for part in parts:
         if part == "e":
@@ -18,8 +19,10 @@ def prompt(*parts):
         elif isinstance(part, int):
             tokens += [TEXT] * part
         else:
-            media.append(MediaSpan(len(tokens), int(part[1:]), part[0] == "v"))
-            tokens += [PAD] * int(part[1:])
+            own, _, among = part[1:].partition("+")
+            length, text = int(own) + int(among or 0), int(among or 0)
+            media.append(MediaSpan(len(tokens), length, part[0] == "v", text))
+            tokens += [PAD] * length
     return tokens, media
 
 
@@ -110,6 +113,35 @@ def test_a_last_video_that_loses_nothing_is_left_out_and_the_one_before_it_is_th
     assert counts(turn) == [(0, 30, 15, 10)]
 
 
+def test_text_between_slices_stays_and_counts():
+    """40 tokens and 9 of text end at 52, four past a block: 36 are up for selection, and end at 48
+    with all of the text that may stand there. 27 of them go, and three come back."""
+    (turn,) = plan(3, "v40+9", 6, "e", block_size=8).turns
+    assert counts(turn) == [(3, 36, 12, 4)]
+    assert (turn.videos[0].num_text, turn.decided, turn.end, turn.num_pruned) == (9, 48, 59, 24)
+    (turn,) = plan(3, "v16+4", 4, "e").turns
+    assert counts(turn) == [(3, 16, 4, 0)]
+    assert (turn.decided, turn.end, turn.length) == (23, 28, 25)
+    assert turn.videos[0].question == ((23, 28),)
+
+
+@given(
+    st.integers(1, 60), st.integers(0, 30), st.integers(0, 9), st.sampled_from([4, 16]), st.data()
+)
+def test_wherever_text_stands_the_first_tokens_end_before_the_block(
+    own, among, before, block_size, data
+):
+    made = plan(before, f"v{own}+{among}", 2, "e", block_size=block_size)
+    if made is None:
+        return
+    (video,) = made.turns[0].videos
+    is_text = data.draw(st.permutations([True] * among + [False] * own))
+    places = [place for place, text in enumerate(is_text) if not text]
+    assert places[video.length - 1] < video.end - video.start
+    assert video.length + video.num_tail == own
+    assert video.end - video.start == video.length + video.num_text
+
+
 def test_the_upper_layers_hold_nothing_of_a_range_until_it_is_decided():
     one = plan(3, "v16", 4, "e", 2)
     assert [one.compact_length(n) for n in (0, 3, 4, 19, 23, 24, 26)] == [0, 3, 3, 3, 3, 12, 14]
@@ -138,6 +170,7 @@ PARTS = st.lists(
         st.integers(1, 6),
         st.just("e"),
         st.integers(1, 40).map(lambda n: f"v{n}"),
+        st.tuples(st.integers(1, 40), st.integers(1, 20)).map(lambda n: f"v{n[0]}+{n[1]}"),
         st.integers(1, 9).map(lambda n: f"i{n}"),
     ),
     max_size=12,
@@ -164,7 +197,7 @@ def test_any_plan_is_sound(parts, ratio, block_size, turn_end):
         assert all(v.num_tail == 0 for v in turn.videos[:-1])
         for video in turn.videos:
             assert 0 <= video.num_kept < video.length
-            assert video.length + video.num_tail == videos[video.start].length
+            assert video.length + video.num_tail == videos[video.start].num_tokens
             assert all(tokens[i] != PAD for a, b in video.question for i in range(a, b))
 
 

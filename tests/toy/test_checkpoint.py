@@ -18,6 +18,8 @@ from vllm_dpp.toy.checkpoint import (  # noqa: E402  (needs the modules above)
     CheckpointSpec,
     make_checkpoint,
 )
+from vllm_dpp.toy.qwen2_5_vl import make_config  # noqa: E402
+from vllm_dpp.toy.tokenizer import make_tokenizer  # noqa: E402
 from vllm_dpp.toy.video import render_frames  # noqa: E402
 
 SMALL = CheckpointSpec(num_layers=2, vision_depth=1)
@@ -185,4 +187,5 @@ def test_bad_specs_are_refused(change: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize("spec", [TINY, MID])
 def test_presets_have_a_head_size_that_every_backend_supports(spec: CheckpointSpec) -> None:
     assert spec.head_dim == 64
-    assert spec.mrope_section == (8, 12, 12)
+    config = make_config(spec, make_tokenizer())
+    assert config.text_config.rope_parameters["mrope_section"] == [8, 12, 12]

@@ -21,6 +21,19 @@ NUM_ENTERED = "video_num_entered"
 """Key of what the processor adds to each video: [1] int64, tokens that enter."""
 
 
+class WholeVideosProcessorMixin:
+    """Mixed into a model's multimodal processor whose videos cannot enter in part."""
+
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
+        ratio = hf_kwargs.get(ENTRY_RATIO_ARG)
+        if ratio not in (None, 1):
+            raise ValueError(
+                f"mm_processor_kwargs: {ENTRY_RATIO_ARG} {ratio!r}: videos of this model enter the "
+                "decoder as a whole; leave it out"
+            )
+        return super()._apply_hf_processor_main(mm_items, without_ratio(hf_kwargs))  # type: ignore[misc]
+
+
 class EntryProcessorMixin:
     """Mixed into a model's multimodal processor whose videos are one run of placeholders."""
 

@@ -27,15 +27,19 @@ class Family:
 
     def check(self, settings: ServingSettings) -> None:
         """Raise ``ValueError`` where a setting asks for what the family cannot do yet."""
-        if settings.entry_ratio < 1 and not self.has_entry_stage:
-            raise ValueError(
-                f"entry_ratio {settings.entry_ratio:g}: videos of {self.base} enter the decoder as "
-                "a whole; leave it at 1, and set retention_ratio instead of a video_share"
-            )
+        self.check_entry(settings.entry_ratio)
         if settings.decide_every is not None and self.has_text_in_videos:
             raise ValueError(
                 f"decide_every {settings.decide_every}: videos of {self.base} have text between "
                 "their slices and are decided as a whole; leave it out"
+            )
+
+    def check_entry(self, ratio: float) -> None:
+        """Raise ``ValueError`` where a server or a request lets videos in in part."""
+        if ratio < 1 and not self.has_entry_stage:
+            raise ValueError(
+                f"entry_ratio {ratio:g}: videos of {self.base} enter the decoder as a whole; leave "
+                "it at 1, and set a retention_ratio instead of a video_share"
             )
 
 

@@ -17,12 +17,15 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 
 from vllm_dpp.serving.front.admission import AdmissionProcessorMixin
+from vllm_dpp.serving.front.entry import WholeVideosProcessorMixin
 from vllm_dpp.serving.settings import ServingSettings
 from vllm_dpp.serving.worker.context import Grid, PruningContext
 from vllm_dpp.serving.worker.models.split_decoder import SplitDecoder
 
 
-class DPPQwen3VLProcessor(AdmissionProcessorMixin, Qwen3VLMultiModalProcessor):
+class DPPQwen3VLProcessor(
+    AdmissionProcessorMixin, WholeVideosProcessorMixin, Qwen3VLMultiModalProcessor
+):
     """A front end that builds it also checks what requests ask for."""
 
 
