@@ -87,6 +87,17 @@ def test_a_default_share_where_nothing_says_how_much_is_left(
     assert value(command, "--additional-config") == {"dpp": dpp}
 
 
+def test_no_share_where_videos_enter_as_a_whole(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    model = write_model(tmp_path / "model", "Qwen3VLForConditionalGeneration")
+    command = plain(capsys, model)
+    assert value(command, "--hf-overrides") == {
+        "architectures": ["DPPQwen3VLForConditionalGeneration"]
+    }
+    assert "--additional-config" not in command
+
+
 def test_every_setting_has_a_flag_with_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["serve", "--help"])

@@ -14,6 +14,10 @@ def config(cache_dtype: str = "auto") -> Any:
     """Of Qwen2.5-VL-7B: 28 layers, 4 KV heads of 128."""
     model = SimpleNamespace(
         hf_text_config=SimpleNamespace(num_hidden_layers=28),
+        hf_config=SimpleNamespace(
+            vision_config=SimpleNamespace(patch_size=14, spatial_merge_size=2)
+        ),
+        architecture="DPPQwen2_5_VLForConditionalGeneration",
         dtype=torch.bfloat16,
         get_total_num_kv_heads=lambda: 4,
         get_head_size=lambda: 128,

@@ -8,6 +8,7 @@ import vllm
 from vllm.forward_context import ForwardContext
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLMultiModalProcessor
+from vllm.model_executor.models.qwen3_vl import Qwen3LLMModel, Qwen3VLMultiModalProcessor
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
@@ -16,10 +17,11 @@ from vllm.v1.worker.gpu.mm import encoder_runner
 
 from vllm_dpp.serving.engine.kv_cache import CompactAttentionManager, CompactAttentionSpec
 from vllm_dpp.serving.engine.scheduler import PruningSchedulerMixin
-from vllm_dpp.serving.front.entry import EntryProcessorMixin
+from vllm_dpp.serving.front.entry import EntryProcessorMixin, WholeVideosProcessorMixin
 from vllm_dpp.serving.worker.attention import CompactAttention, make_compact
 from vllm_dpp.serving.worker.model_state import PruningModelState
 from vllm_dpp.serving.worker.models.qwen2_5_vl import DPPQwen2_5_VLForConditionalGeneration
+from vllm_dpp.serving.worker.models.qwen3_vl import DPPQwen3VLForConditionalGeneration
 from vllm_dpp.serving.worker.v1.runner import PruningCPUModelRunner
 
 
@@ -97,11 +99,16 @@ OVERRIDDEN = {
         "get_encoder_cudagraph_config": "",
         "get_mrope_input_positions": "input_tokens mm_features",
     },
+    WholeVideosProcessorMixin: {"_apply_hf_processor_main": "mm_items hf_kwargs"},
+    DPPQwen3VLForConditionalGeneration: {},
 }
 """What the cards say we override, with vLLM's own parameters; None where all are passed on."""
 
 
-BASES = {EntryProcessorMixin: Qwen2_5_VLMultiModalProcessor}
+BASES = {
+    EntryProcessorMixin: Qwen2_5_VLMultiModalProcessor,
+    WholeVideosProcessorMixin: Qwen3VLMultiModalProcessor,
+}
 """Of mixins, the class that they are mixed with."""
 
 
@@ -137,6 +144,13 @@ def test_the_runners_call_what_takes_places_off_and_adds_them() -> None:
         assert "self.model.embed_input_ids(" in inspect.getsource(module)
         assert "embed_multimodal(**mm_kwargs_batch)" in inspect.getsource(module)
         assert "supports_modality(modality)" in inspect.getsource(module)
+
+
+def test_deepstack_adds_after_a_layer_what_it_is_given_by_name() -> None:
+    source = inspect.getsource(Qwen3LLMModel.forward)
+    assert "for layer_idx, layer in islice(" in source
+    assert 'deepstack_input_embeds[f"deepstack_input_embeds_{layer_idx}"]' in source
+    assert source.index("residual = layer(") < source.index("deepstack_input_embeds[f")
 
 
 def test_the_forward_context_has_what_a_pass_exchanges() -> None:

@@ -15,10 +15,12 @@ from vllm_dpp.serving.front.plugin import register
 register()
 register()
 added = set(ModelRegistry.get_supported_archs()) - archs
-assert added == {"DPPQwen2_5_VLForConditionalGeneration"}, added
+models = {"DPPQwen2_5_VLForConditionalGeneration", "DPPQwen3VLForConditionalGeneration"}
+assert added == models, added
 assert {k: v for k, v in MODELS_CONFIG_MAP.items() if k not in added} == hooks
 assert "vllm_dpp.serving.worker.models.qwen2_5_vl" not in sys.modules, "models load lazily"
 assert "vllm.model_executor.models.qwen2_5_vl" not in sys.modules
+assert "vllm.model_executor.models.qwen3_vl" not in sys.modules
 print("fine")
 """
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engines.host import EngineHost
+from tests.engines.host import EngineHost, engine_host
 from tests.engines.judge import TOLERANCE, Judge
 from tests.engines.traffic import Arrival
 from tests.reference.chats import CHATS, assistant, text, user, video
@@ -115,6 +115,29 @@ def test_ratio_one_is_the_stock_model(host: EngineHost, judge: Judge, checkpoint
     for chat in CHATS:
         assert plugin[chat].tokens == stock[chat].tokens
         assert (plugin[chat].logprobs == stock[chat].logprobs).all()
+
+
+def test_compiled_and_on_two_ranks(
+    judge: Judge, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    settings = ServingSettings(prune_layer=3, shard_selection=True)
+    with engine_host("v1") as host:
+        host.load(
+            checkpoint,
+            {"prune_layer": 3, "shard_selection": True},
+            enforce_eager=False,
+            tensor_parallel_size=2,
+            max_num_batched_tokens=64,  # videos are read over several steps
+        )
+        args = {"dpp_retention_ratio": 0.25}
+        traffic = host.run(
+            [Arrival(chat, judge.engine_prompts[chat], extra_args=args) for chat in CHATS]
+        )
+    for chat in CHATS:
+        keep = judge.keep(chat, 0.25, 3, settings)
+        assert judge.difference(traffic.answers[chat], chat, 3, keep) <= TOLERANCE
+    assert traffic.blocks_held == 0
 
 
 @pytest.mark.parametrize(

@@ -6,20 +6,23 @@ import torch
 from vllm.utils.torch_utils import STR_DTYPE_TO_TORCH_DTYPE
 
 from vllm_dpp.pruning.budget import num_kept
+from vllm_dpp.serving.front.families import family_of
 from vllm_dpp.serving.settings import ServingSettings
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-SLICES_PER_MINUTE, TOKENS_PER_SLICE = 60, 256
-"""Of a video of 448 x 448 pixels, read at 2 frames a second, in Qwen2.5-VL."""
+SLICES_PER_MINUTE, SIDE = 60, 448
+"""Of a video of 448 x 448 pixels, read at 2 frames a second."""
 
 
 def meaning(settings: ServingSettings, vllm_config: "VllmConfig") -> str:
     """One line: tokens that enter and are kept of a minute of video, and the bytes of their KV."""
     model = vllm_config.model_config
     layers, split = model.hf_text_config.num_hidden_layers, settings.split_layer
-    seen = SLICES_PER_MINUTE * TOKENS_PER_SLICE
+    vision = model.hf_config.vision_config
+    seen = SLICES_PER_MINUTE * (SIDE // (vision.patch_size * vision.spatial_merge_size)) ** 2
+    text = family_of(model.architecture).has_text_in_videos
     entered = num_kept(seen, settings.entry_ratio)
     kept = num_kept(entered, settings.retention_ratio)
     per_layer = 2 * model.get_total_num_kv_heads() * model.get_head_size()
@@ -27,7 +30,8 @@ def meaning(settings: ServingSettings, vllm_config: "VllmConfig") -> str:
     left = (split * entered + (layers - split) * kept) * per_layer
     whole = layers * seen * per_layer
     return (
-        f"of a minute of video ({seen} tokens: 448 x 448 pixels, 2 frames a second) {entered} "
+        f"of a minute of video ({seen} tokens{' and text between slices' if text else ''}: "
+        f"{SIDE} x {SIDE} pixels, 2 frames a second) {entered} "
         f"tokens enter the decoder and {kept} go on from layer {split} of {layers}: "
         f"{left / 2**20:.0f} MiB of KV instead of {whole / 2**20:.0f}, "
         f"{100 * left / whole:.0f} %"
