@@ -15,9 +15,9 @@ SKIP_KNOWN := sed -u -e '/^Requirement already satisfied/d' -e '/^Looking in /d'
 
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 \
 	VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
-# Tests that start no engine; the others take as long.
-NO_ENGINE := tests/pruning tests/quality tests/reference tests/toy tests/bench/pruner \
-	tests/serving/scheduling tests/bench/test_large_segments.py tests/bench/test_share_out.py
+# Half of the tests, by time; the others are tests/serving.
+BESIDE := tests/bench tests/e2e tests/patches tests/pruning tests/quality tests/reference tests/toy \
+	tests/serving/scheduling
 CPU_VLLM := VLLM_CPU_KVCACHE_SPACE=$${VLLM_CPU_KVCACHE_SPACE:-1}
 
 PYTEST = $(OFFLINE) $(CPU_VLLM) $(BIN)/python -m pytest
@@ -63,10 +63,10 @@ ifdef PYTEST_ARGS
 	@echo "==> pytest"
 	@$(PYTEST) $(PYTEST_ARGS)
 else
-	@echo "==> pytest, and beside it $(NO_ENGINE)"
+	@echo "==> pytest, and beside it $(BESIDE)"
 	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
-	OMP_NUM_THREADS=1 $(PYTEST) $(NO_ENGINE) >"$$log" 2>&1 & \
-	status=0; OMP_NUM_THREADS=1 $(PYTEST) $(NO_ENGINE:%=--ignore=%) || status=$$?; \
+	OMP_NUM_THREADS=1 $(PYTEST) $(BESIDE) >"$$log" 2>&1 & \
+	status=0; OMP_NUM_THREADS=1 $(PYTEST) $(BESIDE:%=--ignore=%) || status=$$?; \
 	wait $$! || status=$$?; cat "$$log"; exit $$status
 endif
 
