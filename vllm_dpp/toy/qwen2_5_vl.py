@@ -12,6 +12,7 @@ from transformers import (
 )
 
 from vllm_dpp.toy import tokenizer as tok
+from vllm_dpp.toy.fields import special_token_ids, text_fields
 
 if TYPE_CHECKING:
     from vllm_dpp.toy.checkpoint import CheckpointSpec
@@ -33,15 +34,7 @@ def make_processor(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLProcessor:
 
 def make_config(spec: "CheckpointSpec", tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
     """The configuration of a Qwen2.5-VL of this shape, for the tokenizer's special tokens."""
-    token_id = tokenizer.convert_tokens_to_ids
-    text = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": spec.hidden_size,
-        "intermediate_size": spec.intermediate_size,
-        "num_hidden_layers": spec.num_layers,
-        "num_attention_heads": spec.num_heads,
-        "num_key_value_heads": spec.num_kv_heads,
-        "max_position_embeddings": spec.max_position_embeddings,
+    text = text_fields(spec, tokenizer) | {
         "max_window_layers": spec.num_layers,
         "rms_norm_eps": 1e-6,  # as Qwen2.5-VL has it; the configuration's default is 1e-5
         "rope_parameters": {
@@ -49,10 +42,6 @@ def make_config(spec: "CheckpointSpec", tokenizer: Qwen2Tokenizer) -> Qwen2_5_VL
             "rope_theta": spec.rope_theta,
             "mrope_section": list(_mrope_section(spec.head_dim)),
         },
-        "initializer_range": spec.initializer_range,
-        "bos_token_id": None,
-        "eos_token_id": token_id(tok.TURN_END),
-        "pad_token_id": token_id(tok.PADDING),
     }
     vision = {
         "depth": spec.vision_depth,
@@ -67,10 +56,7 @@ def make_config(spec: "CheckpointSpec", tokenizer: Qwen2Tokenizer) -> Qwen2_5_VL
     return Qwen2_5_VLConfig(
         text_config=text,
         vision_config=vision,
-        image_token_id=token_id(tok.IMAGE_PAD),
-        video_token_id=token_id(tok.VIDEO_PAD),
-        vision_start_token_id=token_id(tok.VISION_START),
-        vision_end_token_id=token_id(tok.VISION_END),
+        **special_token_ids(tokenizer),
         tie_word_embeddings=False,
     )
 

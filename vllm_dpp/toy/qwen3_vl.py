@@ -12,6 +12,7 @@ from transformers import (
 )
 
 from vllm_dpp.toy import tokenizer as tok
+from vllm_dpp.toy.fields import special_token_ids, text_fields
 
 if TYPE_CHECKING:
     from vllm_dpp.toy.checkpoint import CheckpointSpec
@@ -37,26 +38,14 @@ def make_processor(tokenizer: Qwen2Tokenizer) -> Qwen3VLProcessor:
 
 def make_config(spec: "CheckpointSpec", tokenizer: Qwen2Tokenizer) -> Qwen3VLConfig:
     """The configuration of a Qwen3-VL of this shape, for the tokenizer's special tokens."""
-    token_id = tokenizer.convert_tokens_to_ids
-    text = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": spec.hidden_size,
-        "intermediate_size": spec.intermediate_size,
-        "num_hidden_layers": spec.num_layers,
-        "num_attention_heads": spec.num_heads,
-        "num_key_value_heads": spec.num_kv_heads,
+    text = text_fields(spec, tokenizer) | {
         "head_dim": spec.head_dim,
-        "max_position_embeddings": spec.max_position_embeddings,
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": spec.rope_theta,
             "mrope_section": _interleaved_section(spec.head_dim),
             "mrope_interleaved": True,
         },
-        "initializer_range": spec.initializer_range,
-        "bos_token_id": None,
-        "eos_token_id": token_id(tok.TURN_END),
-        "pad_token_id": token_id(tok.PADDING),
     }
     vision = {
         "depth": max(spec.vision_depth, DEEPSTACK_LEVELS),
@@ -72,10 +61,7 @@ def make_config(spec: "CheckpointSpec", tokenizer: Qwen2Tokenizer) -> Qwen3VLCon
     return Qwen3VLConfig(
         text_config=text,
         vision_config=vision,
-        image_token_id=token_id(tok.IMAGE_PAD),
-        video_token_id=token_id(tok.VIDEO_PAD),
-        vision_start_token_id=token_id(tok.VISION_START),
-        vision_end_token_id=token_id(tok.VISION_END),
+        **special_token_ids(tokenizer),
         tie_word_embeddings=False,
     )
 
