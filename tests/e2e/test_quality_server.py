@@ -75,7 +75,7 @@ def answer_all(
     server: Server, asked: list[tuple[str, Question]], args: dict[str, float]
 ) -> np.ndarray:
     """[NUM_QUESTIONS] bool: which answers are right, word for word."""
-    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
 
     def is_right(item: tuple[str, Question]) -> bool:
         url, question = item
