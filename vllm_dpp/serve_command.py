@@ -44,8 +44,7 @@ def serve_command(settings: Json, arguments: Sequence[str]) -> list[str]:
     everything, validated = [*file, *rest], _validate(additional)
     family = _family(rest, everything, overrides, validated)
     overrides["architectures"] = [family.variant]
-    if family.has_entry_stage:
-        additional = _with_a_share(additional)
+    additional = _with_a_share(additional)
     command = ["vllm", "serve", *rest, OVERRIDES, json.dumps(overrides)]
     return command + ([ADDITIONAL, json.dumps(additional)] if additional else [])
 

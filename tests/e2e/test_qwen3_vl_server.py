@@ -1,7 +1,9 @@
-"""Qwen3-VL behind a real server: mp4 files over HTTP, and what it cannot do yet."""
+"""Qwen3-VL behind a real server with its defaults: mp4 files over HTTP, both stages."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -10,13 +12,16 @@ from tests.e2e.server import Server, serve
 from tests.e2e.test_server import FPS, MAX_TOKENS, ask, openai_messages, part, words
 from tests.engines.judge import Judge
 from tests.engines.traffic import Answer
+from vllm_dpp.serve_command import DEFAULT_SHARE
+from vllm_dpp.serving.cost_model import two_stage_ratios
 from vllm_dpp.serving.settings import ServingSettings
 from vllm_dpp.toy.checkpoint import TINY_QWEN3, make_checkpoint
 from vllm_dpp.toy.video import as_data_url, render_frames, write_mp4
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
-SETTINGS = ServingSettings(prune_layer=3, retention_ratio=0.25)
+SETTINGS = ServingSettings(prune_layer=3)
+ENTERING, _ = two_stage_ratios(DEFAULT_SHARE, 3, TINY_QWEN3.num_layers)
 BLOCK_SIZE = 128  # vLLM's own choice on a CPU
 QUESTION, LATER = "What moves?", "And then?"
 
@@ -24,6 +29,11 @@ QUESTION, LATER = "What moves?", "And then?"
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "qwen3", TINY_QWEN3)
+
+
+@pytest.fixture(scope="module")
+def judge(checkpoint: Path) -> Judge:
+    return Judge(checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -41,37 +51,69 @@ def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield started
 
 
+STAGES: dict[str, tuple[dict[str, float], float, float]] = {
+    "default": ({}, ENTERING, 0.25),
+    "one number": ({"dpp_video_share": 0.3}, ENTERING * 0.3 / DEFAULT_SHARE, 0.25),
+    "the middle alone": ({"dpp_entry_ratio": 1, "dpp_retention_ratio": 0.25}, 1.0, 0.25),
+    "neither": ({"dpp_video_share": 1}, 1.0, 1.0),
+}
+"""What a request asks for, and what enters and is kept of it."""
+
+
+@pytest.mark.parametrize("stages", STAGES)
 def test_a_chat_is_the_references_cold_and_warm(
-    server: Server, checkpoint: Path, clip: Path
+    server: Server, judge: Judge, clip: Path, stages: str
 ) -> None:
-    judge, answer = Judge(checkpoint), "A disc."
+    xargs, entering, kept = STAGES[stages]
+    answer, url = "A disc.", as_data_url(clip)
     first = [{"role": "user", "content": [part(clip), words(QUESTION)]}]
     then = [
         {"role": "assistant", "content": answer},
         {"role": "user", "content": [words(LATER)]},
     ]
-    url = as_data_url(clip)
     turns = {
         "one turn": (first, [(url, QUESTION, None)]),
         "two turns": ([*first, *then], [(url, QUESTION, answer), ("", LATER, None)]),
     }
-    for ratio in (0.25, 1.0):
-        for name, (messages, asked) in turns.items():
-            judge.add(name, messages)
-            keep = judge.keep(name, ratio, SETTINGS.split_layer, SETTINGS, BLOCK_SIZE)
-            assert (len(keep[0]) < judge.prompts[name].videos[0].length) == (ratio < 1)
-            for _ in range(2):
-                xargs = {"dpp_retention_ratio": ratio}
-                tokens = ask(server, openai_messages(asked), vllm_xargs=xargs)
-                assert len(tokens) == MAX_TOKENS
-                found = Answer(tokens=tokens, prompt_token_ids=judge.prompts[name].token_ids)
-                judge.difference(found, name, SETTINGS.split_layer, keep)
+    for name, (messages, asked) in turns.items():
+        judge.add(name, messages)
+        judge.enter(stages, name, entering, SETTINGS.entry_config)
+        assert (judge.prompts[stages].videos[0].entered is None) == (entering == 1)
+        keep = judge.keep(stages, kept, SETTINGS.split_layer, SETTINGS, BLOCK_SIZE)
+        for _ in range(2):
+            tokens = ask(server, openai_messages(asked), vllm_xargs=xargs)
+            assert len(tokens) == MAX_TOKENS
+            found = Answer(tokens=tokens, prompt_token_ids=judge.prompts[stages].sent_token_ids)
+            judge.difference(found, stages, SETTINGS.split_layer, keep)
 
 
-@pytest.mark.parametrize("xargs", [{"dpp_video_share": 0.4}, {"dpp_entry_ratio": 0.5}], ids=str)
-def test_videos_that_would_enter_in_part_are_refused(
-    server: Server, clip: Path, xargs: dict[str, float]
+def test_several_videos_a_request_from_many_clients(
+    server: Server, judge: Judge, clip: Path, tmp_path: Path
 ) -> None:
-    messages = openai_messages([(as_data_url(clip), QUESTION, None)])
-    with pytest.raises(openai.BadRequestError, match="enter the decoder as a whole"):
-        ask(server, messages, vllm_xargs=xargs)
+    """Videos that share a step, a cache and a buffer; each answer is that of the request alone."""
+    clips = [clip]
+    for seed, (frames, side) in enumerate([(12, 224), (8, 160), (20, 192)], start=1):
+        path = tmp_path / f"{seed}.mp4"
+        clips.append(write_mp4(path, render_frames(seed, frames, side, side), FPS))
+    asked = [(i, (i + 1 + i // 4) % 4, (None, 0.3, 1)[i % 3]) for i in range(12)]
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
+
+    def answer(one: tuple[int, int, float | None]) -> str:
+        first, second, share = one
+        content: list[Any] = [
+            {"type": "video_url", "video_url": {"url": as_data_url(clips[i % 4])}}
+            for i in (first, second)
+        ]
+        reply = client.chat.completions.create(
+            model=server.model,
+            messages=[{"role": "user", "content": [*content, words(QUESTION)]}],
+            max_tokens=MAX_TOKENS,
+            temperature=0,
+            extra_body={"vllm_xargs": {"dpp_video_share": share}, "ignore_eos": True},
+        )
+        return reply.choices[0].message.content or ""
+
+    with ThreadPoolExecutor(12) as pool:
+        together = list(pool.map(answer, asked))
+    assert together == [answer(one) for one in asked]
+    assert server.metric("vllm:kv_cache_usage_perc") == 0

@@ -101,7 +101,7 @@ class Judge:
     ) -> float:
         """Largest difference of a log-probability; tokens must be the reference's own choice."""
         assert answer.error is None and answer.tokens, answer
-        assert answer.prompt_token_ids == self.prompts[chat].token_ids
+        assert answer.prompt_token_ids == self.prompts[chat].sent_token_ids
         expected = self.logprobs(chat, prune_layer, keep, answer.tokens)
         chosen = tuple(expected.argmax(-1).tolist())
         assert answer.tokens == chosen, (chat, answer.tokens, chosen)

@@ -39,8 +39,7 @@ class Network:
         token_ids = torch.tensor([*prompt.token_ids, *generated])
         hidden = self.model.get_input_embeddings()(token_ids)
         for item, embedding in zip(prompt.media, media, strict=True):
-            left = slice(None) if item.entered is None else list(item.entered)
-            hidden[item.rows] = embedding[left, : hidden.shape[1]]
+            hidden[item.rows] = _entered(item, embedding)[:, : hidden.shape[1]]
         return hidden
 
     def deepstack(
@@ -54,8 +53,9 @@ class Network:
         num_tokens = len(prompt.token_ids) + num_generated
         added = [media[0].new_zeros(num_tokens, width) for _ in range(levels)]
         for item, embedding in zip(prompt.media, media, strict=True):
-            for level, own in zip(added, embedding.split(width, dim=1)[1:], strict=True):
-                level[item.rows] = own
+            own = _entered(item, embedding).split(width, dim=1)[1:]
+            for level, of_level in zip(added, own, strict=True):
+                level[item.rows] = of_level
         return added
 
     def positions(self, prompt: Prompt, num_generated: int) -> Tensor:
@@ -117,3 +117,7 @@ class Network:
         output = encode(pixel_values, torch.tensor([item.grid_thw]))
         levels = [level[0] for level in getattr(output, "deepstack_features", None) or ()]
         return torch.cat([output.pooler_output[0], *levels], dim=1)
+
+
+def _entered(item: MediaItem, embedding: Tensor) -> Tensor:
+    return embedding if item.entered is None else embedding[list(item.entered)]

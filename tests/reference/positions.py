@@ -44,20 +44,31 @@ def mrope_positions_by_slice(
     positions = torch.empty(3, num_tokens, dtype=torch.int64)
     token = next_position = 0
     for item in sorted(media, key=lambda item: item.start):
-        slices, rows, columns = (
-            item.grid_thw[0],
-            *(size // spatial_merge_size for size in item.grid_thw[1:]),
-        )
-        grid = torch.cartesian_prod(torch.arange(1), torch.arange(rows), torch.arange(columns)).T
-        for number in range(slices):
-            start = item.rows[number * rows * columns]
-            positions[:, token:start] = next_position + torch.arange(start - token)
-            next_position += start - token
-            token = start + rows * columns
-            positions[:, start:token] = next_position + grid
-            next_position += max(rows, columns)
+        positions[:, token : item.start] = next_position + torch.arange(item.start - token)
+        next_position += item.start - token
+        whole, span = _by_slice(item, spatial_merge_size)
+        positions[:, item.start : item.end] = next_position + whole[:, item.left]
+        next_position += span
+        token = item.end
     positions[:, token:] = next_position + torch.arange(num_tokens - token)
     return positions
+
+
+def _by_slice(item: MediaItem, spatial_merge_size: int) -> tuple[Tensor, int]:
+    """Positions [3, places] of the whole placeholder of an item, and how far it reaches."""
+    slices, *sizes = item.grid_thw
+    rows, columns = (size // spatial_merge_size for size in sizes)
+    found, place, at = [], 0, 0
+    for _ in range(slices):
+        while place in item.text:
+            found.append((at, at, at))
+            place, at = place + 1, at + 1
+        found += [(at, at + row, at + column) for row in range(rows) for column in range(columns)]
+        place, at = place + rows * columns, at + max(rows, columns)
+    while place in item.text:
+        found.append((at, at, at))
+        place, at = place + 1, at + 1
+    return torch.tensor(found).T, at
 
 
 def _entered(grid: Tensor, item: MediaItem) -> Tensor:

@@ -27,7 +27,7 @@ class MediaItem:
         grid_thw: time slices, patch rows and patch columns, before the spatial merge.
         second_per_grid_t: seconds between two time slices; unused for images.
         entered: which of the merged patches have a token, ascending; None for all of them.
-        text: places of the placeholder, counted from its start, that hold text.
+        text: places of the whole placeholder, counted from its start, that hold text.
     """
 
     modality: str
@@ -40,13 +40,26 @@ class MediaItem:
     text: frozenset[int] = frozenset()
 
     @property
+    def left(self) -> list[int]:
+        """Places of the whole placeholder that are in the prompt."""
+        if self.entered is None:
+            return list(range(self.length + len(self.text)))
+        own = [place for place in range(self._num_whole) if place not in self.text]
+        return sorted([*self.text, *(own[index] for index in self.entered)])
+
+    @property
     def end(self) -> int:
         return self.start + self.length + len(self.text)
 
     @property
     def rows(self) -> list[int]:
         """Positions of its own tokens."""
-        return [p for p in range(self.start, self.end) if p - self.start not in self.text]
+        return [self.start + i for i, place in enumerate(self.left) if place not in self.text]
+
+    @property
+    def _num_whole(self) -> int:
+        """Places of the whole placeholder, and more."""
+        return max([*self.text, -1]) + 1 + len(self.pixel_values)
 
 
 @dataclass(frozen=True)
@@ -61,15 +74,33 @@ class Prompt:
     def videos(self) -> tuple[MediaItem, ...]:
         return tuple(item for item in self.media if item.modality == "video")
 
+    @property
+    def sent_token_ids(self) -> tuple[int, ...]:
+        """As an engine shows them: what enters of a video with text stands in its first slice.
+
+        An engine does not know on the host in which slices the tokens are.
+        """
+        token_ids = list(self.token_ids)
+        for item in self.media:
+            if item.entered is None or not item.text:
+                continue
+            own = [self.token_ids[row] for row in item.rows]
+            text = [self.token_ids[p] for p in range(item.start, item.end) if p not in item.rows]
+            lead = next(place for place in range(item.end) if place not in item.text)
+            token_ids[item.start : item.end] = [*text[:lead], *own, *text[lead:]]
+        return tuple(token_ids)
+
     def entered(self, chosen: Sequence[Sequence[int]]) -> "Prompt":
-        """The prompt in which of each video these tokens alone are left."""
+        """The prompt in which of each video these tokens alone are left, and its text."""
         token_ids, media, token, waiting = [], [], 0, iter(chosen)
         for item in self.media:
             token_ids += self.token_ids[token : item.start]
             left = tuple(next(waiting)) if item.modality == "video" else None
+            if left is not None and len(left) == item.length:
+                left = None
             length = item.length if left is None else len(left)
             media.append(replace(item, start=len(token_ids), length=length, entered=left))
-            token_ids += self.token_ids[item.start : item.start + length]
+            token_ids += [self.token_ids[item.start + place] for place in media[-1].left]
             token = item.end
         token_ids += self.token_ids[token:]
         return replace(self, token_ids=tuple(token_ids), media=tuple(media))

@@ -61,14 +61,20 @@ class Reference:
         return prompt_from_messages(self.processor, messages, engine_dtype=self.engine_dtype)
 
     def enter(self, prompt: Prompt, ratio: float, settings: PruningConfig) -> Prompt:
-        """The prompt with what `settings` let in of each video: this fraction of it."""
+        """The prompt with what `settings` let in of each video: this fraction of it.
+
+        A video enters whole if its text takes more room than what would be left out.
+        """
         media = self.network.media_embeddings(prompt)
+        width = self.network.model.config.get_text_config().hidden_size
         select = naive_selection(settings)
-        chosen = [
-            select(tokens, None, num_kept(item.length, ratio), item.grid_thw[0], 0)
-            for item, tokens in zip(prompt.media, media, strict=True)
-            if item.modality == "video"
-        ]
+        chosen = []
+        for item, tokens in zip(prompt.media, media, strict=True):
+            if item.modality == "video":
+                number = num_kept(item.length, ratio)
+                if item.text and number + len(item.text) >= item.length:
+                    number = item.length
+                chosen.append(select(tokens[:, :width], None, number, item.grid_thw[0], 0))
         return prompt.entered(chosen)
 
     def run(

@@ -1,5 +1,6 @@
 """The stage before the decoder, part by part: ratios, placeholders, places and their transport."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,15 +12,23 @@ from hypothesis import strategies as st
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
+from vllm.model_executor.models.qwen3_vl import Qwen3VLForConditionalGeneration
 
 from vllm_dpp.pruning import VideoTokens, keep_indices
 from vllm_dpp.serving.cost_model import kv_share, two_stage_ratios
 from vllm_dpp.serving.front.shares import spread
 from vllm_dpp.serving.settings import ServingSettings
 from vllm_dpp.serving.worker.models import entry
-from vllm_dpp.serving.worker.models.entry import EncodedVideo, EntryStage, prompt_positions
+from vllm_dpp.serving.worker.models.entry import (
+    EncodedVideo,
+    EntryStage,
+    TextBetween,
+    prompt_positions,
+)
+from vllm_dpp.serving.worker.models.qwen2_5_vl import DPPQwen2_5_VLForConditionalGeneration
+from vllm_dpp.serving.worker.models.timed_slices import TimedSlices
 
-WIDTH = 24
+WIDTH, DEEP = 24, 8
 SETTINGS = ServingSettings(prune_layer=4, entry_ratio=0.5)
 
 
@@ -49,19 +58,45 @@ def test_one_number_sets_both_ratios() -> None:
 
 
 def encoded(seed: int, grid: tuple[int, int, int], entering: int, **more: Any) -> EncodedVideo:
+    """A video whose encoder returns `DEEP` columns beside those of layer 0."""
     rng = torch.Generator().manual_seed(seed)
-    tokens = torch.randn(int(np.prod(grid)), WIDTH, generator=rng)
-    return EncodedVideo(tokens.to(more.pop("dtype", torch.float32)), grid, entering, **more)
+    tokens = torch.randn(int(np.prod(grid)), WIDTH + DEEP, generator=rng)
+    origins = more.pop("origins", np.arange(3 * grid[0]).reshape(-1, 3) * 25)
+    return EncodedVideo(
+        tokens.to(more.pop("dtype", torch.float32)), grid, entering, origins, **more
+    )
+
+
+def chosen_of(video: EncodedVideo) -> torch.Tensor:
+    tokens = VideoTokens(video.tokens[:, :WIDTH], None, video.num_entering, video.grid[0])
+    (chosen,) = keep_indices([tokens], SETTINGS.entry_config)
+    return chosen
+
+
+def places_of(video: EncodedVideo) -> torch.Tensor:
+    """[N, 4], by a plain loop: positions of every token, and 1 + its index."""
+    _, rows, columns = video.grid
+    found = []
+    for number, (t, h, w) in enumerate(video.origins.tolist()):
+        cells = [(row, column) for row in range(rows) for column in range(columns)]
+        first = number * len(cells) + 1
+        found += [(t, h + r, w + c, first + i) for i, (r, c) in enumerate(cells)]
+    return torch.tensor(found)
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> EntryStage:
+    monkeypatch.setattr(entry, "agree", lambda indices: indices)  # there are no other ranks
+    return EntryStage(SETTINGS, WIDTH, WIDTH + DEEP)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_tokens_find_their_places(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through the dtype of the features, past 256 in every direction, beside an image."""
-    monkeypatch.setattr(entry, "agree", lambda indices: indices)  # there are no other ranks
-    long = encoded(0, (300, 1, 2), 77, step=25.5, dtype=dtype)
-    wide = encoded(1, (2, 2, 300), 500, step=0.3, dtype=dtype)
-    whole = encoded(2, (1, 3, 3), 9, step=1.0, dtype=dtype)
-    stage = EntryStage(SETTINGS, WIDTH)
+def test_tokens_find_their_places(dtype: torch.dtype, stage: EntryStage) -> None:
+    """Through the dtype of the features, past 256 squared, beside an image."""
+    long = encoded(0, (3000, 1, 2), 77, dtype=dtype)
+    wide = encoded(1, (2, 2, 300), 500, dtype=dtype)
+    whole = encoded(2, (1, 3, 3), 9, dtype=dtype)
+    assert long.origins.max() > 2**16
     outputs = stage.select([long, wide, whole])
     assert outputs[2] is whole.tokens
 
@@ -69,7 +104,7 @@ def test_tokens_find_their_places(dtype: torch.dtype, monkeypatch: pytest.Monkey
     rows = [text, len(outputs[0]), text, len(outputs[1]), len(outputs[2]), text]
     kinds = torch.repeat_interleave(torch.tensor([0, 1, 0, 1, 1, 0]).bool(), torch.tensor(rows))
     plain = stage.unpack(outputs, kinds)
-    assert [item.shape[1] for item in plain] == [WIDTH] * 3
+    assert [item.shape[1] for item in plain] == [WIDTH + DEEP] * 3
     placed = torch.full((3, sum(rows) + 4), 1000)
     places = stage.place(placed)
     assert places is not None and places.shape == (sum(rows), 4)
@@ -80,22 +115,87 @@ def test_tokens_find_their_places(dtype: torch.dtype, monkeypatch: pytest.Monkey
         (long, plain[0], first),
         (wide, plain[1], first + rows[1] + rows[2]),
     ):
-        tokens = VideoTokens(video.tokens, None, video.num_entering, video.grid[0])
-        (chosen,) = keep_indices([tokens], SETTINGS.entry_config)
+        chosen = chosen_of(video)
         assert torch.equal(item, video.tokens[chosen])
-        grid = np.indices(video.grid).reshape(3, -1)
-        grid[0] = (grid[0] * video.step).astype(np.int64)
-        expected = torch.from_numpy(grid)[:, chosen] + 1000
-        assert torch.equal(placed[:, start : start + len(chosen)], expected)
-        by_slice = chosen // (video.grid[1] * video.grid[2])
-        assert torch.equal(places[start : start + len(chosen), 3], by_slice)
+        expected = places_of(video)[chosen]
+        end = start + len(chosen)
+        assert torch.equal(placed[:, start:end], expected[:, :3].T + 1000)
+        assert torch.equal(places[start:end], expected)
     assert stage.place(placed) is None, "places are of one step"
+
+
+SLICE_START, SLICE_END, PAD = 7, 8, 9
+TIMES = st.lists(st.lists(st.integers(0, 5), max_size=3), min_size=1, max_size=5)
+
+
+@given(times=TIMES, rows=st.integers(1, 3), columns=st.integers(1, 3), data=st.data())
+def test_text_stands_between_what_enters_of_its_slices(
+    times: list[list[int]], rows: int, columns: int, data: st.DataObject
+) -> None:
+    """As in the whole video, of which the other tokens are taken out."""
+    cells = rows * columns
+    grid, size = (len(times), rows, columns), len(times) * cells
+    whole: list[int] = []  # the prompt's tokens, and after PAD which of the video's they are
+    for number, time in enumerate(times):
+        whole += [*time, SLICE_START]
+        whole += [PAD + 1 + number * cells + i for i in range(cells)] + [SLICE_END]
+    text = [token for token in whole if token < PAD]
+    slices = TimedSlices.of(text, grid, SLICE_END)
+    config = SimpleNamespace(
+        video_token_id=PAD,
+        vision_start_token_id=SLICE_START,
+        vision_end_token_id=SLICE_END,
+        vision_config=SimpleNamespace(spatial_merge_size=1),
+    )
+    is_own = np.array(whole) > PAD
+    prompt = np.where(is_own, PAD, whole).tolist()
+    feature = SimpleNamespace(
+        modality="video",
+        data={"video_grid_thw": SimpleNamespace(data=torch.tensor(grid))},
+        mm_position=SimpleNamespace(offset=0),
+    )
+    stock, delta = Qwen3VLForConditionalGeneration._get_mrope_input_positions(
+        [*prompt, 0], [feature], config
+    )
+    positions = slices.whole(is_own, grid)
+    assert positions.tolist() == stock[:, :-1].tolist()
+    assert slices.span == int(stock[0, -1]) == len(prompt) + delta
+
+    entering = data.draw(st.integers(1, size - 1)) if size > 1 else 1
+    video = encoded(size, grid, entering, origins=slices.origins)
+    embeddings = -torch.ones(len(text), WIDTH + DEEP) * (1 + torch.arange(len(text))[:, None])
+    between = TextBetween(embeddings, slices.text, slices.slices_before)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(entry, "agree", lambda indices: indices)
+        one = EntryStage(SETTINGS, WIDTH, WIDTH + DEEP)
+        (output,) = one.select([replace(video, text=between)])
+    if entering == size:
+        assert output is video.tokens, "whole, and its text is the prompt's"
+        return
+    chosen = set(chosen_of(video).tolist())
+    (rows_,) = one.unpack([output], torch.ones(len(output), dtype=torch.bool))
+    places = one.place(torch.zeros(3, len(output), dtype=torch.int64))
+    assert places is not None
+    left = [i for i, token in enumerate(whole) if token < PAD or token - PAD - 1 in chosen]
+    assert len(left) == len(output)
+    assert places[:, :3].T.tolist() == positions[:, left].tolist()
+    texts = iter(embeddings)
+    for row, place, i in zip(rows_, places[:, 3].tolist(), left, strict=True):
+        index = whole[i] - PAD - 1
+        assert place == max(index + 1, 0)
+        assert torch.equal(row, video.tokens[index] if index >= 0 else next(texts))
 
 
 class StockPositions(SimpleNamespace):
     """vLLM's own rule, over grids that are given."""
 
     get_mrope_input_positions = Qwen2_5_VLForConditionalGeneration.get_mrope_input_positions
+
+
+class OurPositions(SimpleNamespace):
+    """Ours, over the same."""
+
+    placed_media = DPPQwen2_5_VLForConditionalGeneration.placed_media
 
 
 GRIDS = st.tuples(st.integers(1, 6), st.integers(1, 4), st.integers(1, 5))
@@ -116,14 +216,17 @@ def test_positions_are_vllms_wherever_the_host_knows_them(
         entering = data.draw(st.integers(1, size))
         at, short_at = at + text, short_at + text
         whole.append((at, *grid, step))
-        short.append((short_at, entering, grid, step))
+        short.append((short_at, *grid, step))
         drawn.append((short_at, entering, entering == size))
         keep += [True] * text + [True] * entering + [False] * (size - entering)
         at, short_at = at + size, short_at + entering
     keep += [True] * tail
     stock = StockPositions(iter_mm_grid_thw=lambda features: whole)
     expected, delta = stock.get_mrope_input_positions([0] * (at + tail), [])
-    found, found_delta = prompt_positions(short_at + tail, short)
+    ours = OurPositions(iter_mm_grid_thw=lambda features: short)
+    places = [SimpleNamespace(offset=start, length=length) for start, length, _ in drawn]
+    placed = ours.placed_media([], [SimpleNamespace(mm_position=place) for place in places])
+    found, found_delta = prompt_positions(short_at + tail, placed)
     assert found_delta == delta + (at - short_at)
     expected = expected[:, torch.tensor(keep)]
     for start, entering, is_whole in drawn:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.engines.exactness import name_of
 from tests.engines.host import EngineHost
 from tests.engines.judge import TOLERANCE, Judge
 from tests.engines.traffic import Arrival
@@ -51,10 +52,6 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"async_scheduling": True},
     ),
 }
-
-
-def name_of(chat: str, ratio: float) -> str:
-    return f"{chat} {ratio}".replace(" ", "-").replace(".", "_")
 
 
 def ask(judge: Judge, chat: str, ratio: float, **more: Any) -> Arrival:

@@ -10,7 +10,7 @@ pytest.importorskip("vllm")
 
 from vllm_dpp.serving.plan import MediaSpan, build_plan  # noqa: E402
 from vllm_dpp.serving.step import ScheduledRequest, lay_out  # noqa: E402
-from vllm_dpp.serving.worker.own_tokens import going_up, own_tokens  # noqa: E402
+from vllm_dpp.serving.worker.own_tokens import going_up, own_rows, own_tokens  # noqa: E402
 
 CPU = torch.device("cpu")
 END, TEXT, PAD = 9, 1, 5
@@ -31,6 +31,9 @@ def test_what_goes_up_is_all_text_and_the_kept_tokens(before, is_text, block_siz
     start, end = part.place_of(video)
     expected = [start + i for i, text in enumerate(is_text) if not text][: video.length]
     assert own.tolist() == expected
+    flags = np.zeros(part.turn.length, bool)
+    flags[start : start + len(is_text)] = ~np.array(is_text)[: part.turn.length - start]
+    assert own_rows(torch.from_numpy(flags), part, video).tolist() == expected
     rng = np.random.default_rng(before)
     kept = np.sort(rng.choice(video.length, video.num_kept, replace=False))
     up = going_up(part, video, own, torch.from_numpy(kept)).tolist()

@@ -7,8 +7,15 @@ import torch
 import vllm
 from vllm.forward_context import ForwardContext
 from vllm.model_executor.layers.attention import Attention
-from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLMultiModalProcessor
-from vllm.model_executor.models.qwen3_vl import Qwen3LLMModel, Qwen3VLMultiModalProcessor
+from vllm.model_executor.models.qwen2_5_vl import (
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLMultiModalProcessor,
+)
+from vllm.model_executor.models.qwen3_vl import (
+    Qwen3LLMModel,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMultiModalProcessor,
+)
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
@@ -17,11 +24,10 @@ from vllm.v1.worker.gpu.mm import encoder_runner
 
 from vllm_dpp.serving.engine.kv_cache import CompactAttentionManager, CompactAttentionSpec
 from vllm_dpp.serving.engine.scheduler import PruningSchedulerMixin
-from vllm_dpp.serving.front.entry import EntryProcessorMixin, WholeVideosProcessorMixin
+from vllm_dpp.serving.front.entry import EntryProcessorMixin
 from vllm_dpp.serving.worker.attention import CompactAttention, make_compact
 from vllm_dpp.serving.worker.model_state import PruningModelState
-from vllm_dpp.serving.worker.models.qwen2_5_vl import DPPQwen2_5_VLForConditionalGeneration
-from vllm_dpp.serving.worker.models.qwen3_vl import DPPQwen3VLForConditionalGeneration
+from vllm_dpp.serving.worker.models.pruned_model import PrunedModelMixin
 from vllm_dpp.serving.worker.v1.runner import PruningCPUModelRunner
 
 
@@ -92,29 +98,29 @@ OVERRIDDEN = {
         "_get_mm_fields_config": "hf_inputs hf_processor_mm_kwargs",
         "_get_prompt_updates": "mm_items hf_processor_mm_kwargs out_mm_kwargs",
     },
-    DPPQwen2_5_VLForConditionalGeneration: {
+    PrunedModelMixin: {
         "embed_multimodal": "kwargs",
         "embed_input_ids": "input_ids multimodal_embeddings is_multimodal",
         "forward": "input_ids positions intermediate_tensors inputs_embeds kwargs",
         "get_encoder_cudagraph_config": "",
         "get_mrope_input_positions": "input_tokens mm_features",
     },
-    WholeVideosProcessorMixin: {"_apply_hf_processor_main": "mm_items hf_kwargs"},
-    DPPQwen3VLForConditionalGeneration: {},
 }
 """What the cards say we override, with vLLM's own parameters; None where all are passed on."""
 
 
-BASES = {
-    EntryProcessorMixin: Qwen2_5_VLMultiModalProcessor,
-    WholeVideosProcessorMixin: Qwen3VLMultiModalProcessor,
+MIXED_WITH = {
+    EntryProcessorMixin: (Qwen2_5_VLMultiModalProcessor, Qwen3VLMultiModalProcessor),
+    PrunedModelMixin: (Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration),
 }
-"""Of mixins, the class that they are mixed with."""
+"""Of mixins, the classes before which they are mixed in."""
+BASES = [(ours, base) for ours in OVERRIDDEN for base in MIXED_WITH.get(ours, ours.__bases__[:1])]
 
 
-@pytest.mark.parametrize("ours", OVERRIDDEN, ids=lambda cls: cls.__name__)
-def test_overridden_methods_are_those_of_the_cards_and_have_not_moved(ours: type) -> None:
-    base = BASES.get(ours, ours.__bases__[0])
+@pytest.mark.parametrize(("ours", "base"), BASES, ids=lambda cls: cls.__name__)
+def test_overridden_methods_are_those_of_the_cards_and_have_not_moved(
+    ours: type, base: type
+) -> None:
     found = {
         name
         for name, value in vars(ours).items()

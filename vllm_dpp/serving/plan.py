@@ -19,6 +19,8 @@ from vllm_dpp.pruning.budget import num_kept
 
 Span = tuple[int, int]
 """Half-open range of prompt positions."""
+Grid = tuple[int, int, int]
+"""Slices, rows and columns of a video's tokens."""
 
 
 @dataclass(frozen=True, slots=True)

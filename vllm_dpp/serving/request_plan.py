@@ -86,13 +86,39 @@ class RequestOptions:
             raise ValueError(f"{names}: {error}") from error
 
 
-def media_spans(placeholders: Iterable[tuple[str, "PlaceholderRange"]]) -> list[MediaSpan]:
-    """Media spans in prompt order, from (modality, placeholder range) pairs."""
-    spans = [
-        MediaSpan(p.offset, p.length, modality == "video", num_text=p.length - p.get_num_embeds())
-        for modality, p in placeholders
-    ]
+def media_spans(
+    prompt_token_ids: Sequence[int],
+    placeholders: Iterable[tuple[str, "PlaceholderRange"]],
+    video_token_id: int | None,
+) -> list[MediaSpan]:
+    """Media spans in prompt order.
+
+    Args:
+        prompt_token_ids: The expanded prompt.
+        placeholders: (modality, placeholder range) pairs. Where a range does not say which of its
+            positions are a video's own, as of one that enters in part, the tokens do.
+        video_token_id: The token of a video's own positions; ``None`` if they all are.
+    """
+
+    def span(is_video: bool, place: "PlaceholderRange") -> MediaSpan:
+        num_own = place.get_num_embeds()
+        if is_video and place.is_embed is None and video_token_id is not None:
+            tokens = prompt_token_ids[place.offset : place.offset + place.length]
+            num_own = list(tokens).count(video_token_id)
+        return MediaSpan(place.offset, place.length, is_video, num_text=place.length - num_own)
+
+    spans = [span(modality == "video", place) for modality, place in placeholders]
     return sorted(spans, key=lambda span: span.start)
+
+
+def media_of(
+    prompt_token_ids: Sequence[int],
+    mm_features: Sequence["MultiModalFeatureSpec"],
+    settings: ServingSettings,
+) -> list[MediaSpan]:
+    """Media spans of a request, in prompt order."""
+    placeholders = [(f.modality, f.mm_position) for f in mm_features]
+    return media_spans(prompt_token_ids, placeholders, settings.video_token_id)
 
 
 def plan_prompt(
@@ -131,7 +157,7 @@ def plan_request(
     if not mm_features or prompt_token_ids is None or sampling_params is None:
         return None, RequestOptions()
     options = RequestOptions.from_extra_args(sampling_params.extra_args)
-    media = media_spans((f.modality, f.mm_position) for f in mm_features)
+    media = media_of(prompt_token_ids, mm_features, settings)
     return plan_prompt(prompt_token_ids, media, options, settings, block_size), options
 
 

@@ -23,7 +23,6 @@ from vllm.exceptions import VLLMValidationError
 
 from vllm_dpp.serving.front import media
 from vllm_dpp.serving.front.entry import without_ratio
-from vllm_dpp.serving.front.families import family_of
 from vllm_dpp.serving.front.rules import Demand, check_prompt
 from vllm_dpp.serving.front.shares import spread
 from vllm_dpp.serving.settings import ServingSettings
@@ -93,9 +92,8 @@ def _checking_http(inner: Method) -> Method:
         settings = ServingSettings.of_engine(self.engine_client.vllm_config)
         if refusal is None and settings is not None:
             try:
-                model_config = self.engine_client.vllm_config.model_config
-                entry = spread(request, settings, model_config.hf_text_config.num_hidden_layers)
-                family_of(model_config.architecture).check_entry(entry or 1)
+                decoder = self.engine_client.vllm_config.model_config.hf_text_config
+                spread(request, settings, decoder.num_hidden_layers)
                 check_http_request(request, settings)
             except ValueError as error:
                 raise VLLMValidationError(str(error)) from error

@@ -70,7 +70,10 @@ def resolve(vllm_config: "VllmConfig") -> ServingSettings:
     if token is None:
         token = _turn_end_token_id(model_config)
     _make_record_dir(settings)
-    resolved = replace(settings, prune_layer=layer, turn_end_token_id=token)
+    pad = settings.video_token_id
+    if pad is None:
+        pad = model_config.hf_config.video_token_id
+    resolved = replace(settings, prune_layer=layer, turn_end_token_id=token, video_token_id=pad)
     resolved = resolved.with_ratios(num_layers)
     family_of(model_config.architecture).check(resolved)
     return resolved

@@ -7,35 +7,31 @@ the vision encoder has run (``worker.models.entry``).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import torch
 from vllm.multimodal.inputs import MultiModalFieldConfig
-from vllm.multimodal.processing import PromptUpdate
+from vllm.multimodal.processing import PromptUpdate, PromptUpdateDetails
 
 from vllm_dpp.pruning.budget import num_kept
 from vllm_dpp.pruning.checks import require_ratio
+from vllm_dpp.serving.plan import Grid
 from vllm_dpp.serving.request_plan import ENTRY_RATIO_ARG
 
 NUM_ENTERED = "video_num_entered"
 """Key of what the processor adds to each video: [1] int64, tokens that enter."""
 
-
-class WholeVideosProcessorMixin:
-    """Mixed into a model's multimodal processor whose videos cannot enter in part."""
-
-    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
-        ratio = hf_kwargs.get(ENTRY_RATIO_ARG)
-        if ratio not in (None, 1):
-            raise ValueError(
-                f"mm_processor_kwargs: {ENTRY_RATIO_ARG} {ratio!r}: videos of this model enter the "
-                "decoder as a whole; leave it out"
-            )
-        return super()._apply_hf_processor_main(mm_items, without_ratio(hf_kwargs))  # type: ignore[misc]
+POSITIONS_PER_TOKEN = 4
+"""Most positions that a video which enters in part takes up, by the length of what is left of it:
+as many as vLLM provides for where it prunes (``mrope_positions_factor``)."""
 
 
 class EntryProcessorMixin:
-    """Mixed into a model's multimodal processor whose videos are one run of placeholders."""
+    """Mixed into a model's multimodal processor.
+
+    As it stands videos are one run of placeholders; `TimedEntryProcessorMixin` is for others.
+    """
 
     info: Any
 
@@ -44,10 +40,33 @@ class EntryProcessorMixin:
         grids = outputs.get("video_grid_thw")
         if grids is not None:
             ratio = self._entry_ratio(hf_kwargs)
-            merged = self.info.get_hf_config().vision_config.spatial_merge_size ** 2
-            counts = [num_kept(int(grid.prod()) // merged, ratio) for grid in grids]
+            merge = self.info.get_hf_config().vision_config.spatial_merge_size
+            counts = [
+                self._num_entering((t, h // merge, w // merge), ratio, outputs, item)
+                for item, (t, h, w) in enumerate(grids.tolist())
+            ]
             outputs[NUM_ENTERED] = torch.tensor(counts)
         return outputs
+
+    def _num_entering(self, grid: Grid, ratio: float, outputs: Any, item: int) -> int:
+        """How many tokens of a video enter.
+
+        Args:
+            grid: Its slices, rows and columns of tokens.
+            ratio: The fraction that is to enter.
+            outputs: Of the processor, for all videos.
+            item: Which of them it is.
+        """
+        return num_kept(prod(grid), ratio)
+
+    def _placeholders(self, whole: Any, number: int) -> Any:
+        """What stands in the prompt for a video of which so many tokens enter.
+
+        Args:
+            whole: What stands there for all of it.
+            number: How many enter.
+        """
+        return whole[:number]
 
     def _get_mm_fields_config(
         self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]
@@ -68,9 +87,9 @@ class EntryProcessorMixin:
             if update.modality != "video":
                 return update
 
-            def entering(item: int) -> list[int]:
+            def entering(item: int) -> Any:
                 number = out_mm_kwargs["video"][item][NUM_ENTERED].data
-                return update.replacement(item)[: int(number)]
+                return self._placeholders(update.replacement(item), int(number))
 
             return replace(update, replacement=entering)
 
@@ -83,6 +102,37 @@ class EntryProcessorMixin:
             return getattr(self.info.get_hf_config(), ENTRY_RATIO_ARG, 1.0)
         require_ratio(f"mm_processor_kwargs: {ENTRY_RATIO_ARG}", ratio)
         return ratio
+
+
+class TimedEntryProcessorMixin(EntryProcessorMixin):
+    """The same where text stands between the slices of a video.
+
+    How many tokens of each slice enter is known on the worker alone. So the whole placeholder is
+    for the encoder's output to fill, text included, in its true order; in the prompt all tokens
+    stand in the first slice, as vLLM's own pruning has them.
+    """
+
+    def _num_entering(self, grid: Grid, ratio: float, outputs: Any, item: int) -> int:
+        """All where leaving some out would not pay for the text, which then is the encoder's."""
+        number, whole = super()._num_entering(grid, ratio, outputs, item), prod(grid)
+        num_text = len(self.text_between(outputs["timestamps"][item]))
+        length, positions = number + num_text, num_text + grid[0] * max(grid[1:])
+        if length >= whole or positions > POSITIONS_PER_TOKEN * length:
+            return whole
+        return number
+
+    def _placeholders(self, whole: Any, number: int) -> Any:
+        config = self.info.get_hf_config()
+        pad = config.video_token_id
+        if whole.full.count(pad) == number:
+            return whole
+        first = whole.full.index(pad)
+        text = [token for token in whole.full[first:] if token != pad]
+        return PromptUpdateDetails.from_seq([*whole.full[:first], *[pad] * number, *text])
+
+    def text_between(self, timestamps: Any) -> list[int]:
+        """Token ids of the text of a video, all slices together."""
+        raise NotImplementedError
 
 
 def without_ratio(hf_kwargs: Mapping[str, object]) -> dict[str, object]:

@@ -14,7 +14,6 @@ class Family:
         variant: The architecture that ``--hf-overrides`` names.
         implementation: ``module:class`` of the variant.
         turn_end_token: The token that ends a chat turn.
-        has_entry_stage: Whether videos may enter the decoder in part.
         has_text_in_videos: Whether text stands between the slices of a video.
     """
 
@@ -22,24 +21,14 @@ class Family:
     variant: str
     implementation: str
     turn_end_token: str
-    has_entry_stage: bool = True
     has_text_in_videos: bool = False
 
     def check(self, settings: ServingSettings) -> None:
         """Raise ``ValueError`` where a setting asks for what the family cannot do yet."""
-        self.check_entry(settings.entry_ratio)
         if settings.decide_every is not None and self.has_text_in_videos:
             raise ValueError(
                 f"decide_every {settings.decide_every}: videos of {self.base} have text between "
                 "their slices and are decided as a whole; leave it out"
-            )
-
-    def check_entry(self, ratio: float) -> None:
-        """Raise ``ValueError`` where a server or a request lets videos in in part."""
-        if ratio < 1 and not self.has_entry_stage:
-            raise ValueError(
-                f"entry_ratio {ratio:g}: videos of {self.base} enter the decoder as a whole; leave "
-                "it at 1, and set a retention_ratio instead of a video_share"
             )
 
 
@@ -57,7 +46,6 @@ FAMILIES = (
         variant="DPPQwen3VLForConditionalGeneration",
         implementation="vllm_dpp.serving.worker.models.qwen3_vl:DPPQwen3VLForConditionalGeneration",
         turn_end_token="<|im_end|>",
-        has_entry_stage=False,
         has_text_in_videos=True,
     ),
 )

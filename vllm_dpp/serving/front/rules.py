@@ -13,7 +13,7 @@ from vllm_dpp.serving.request_plan import (
     RECORD_ARG,
     RETENTION_RATIO_ARG,
     RequestOptions,
-    media_spans,
+    media_of,
     plan_prompt,
 )
 from vllm_dpp.serving.settings import ServingSettings
@@ -114,8 +114,9 @@ def check_prompt(
     limit = settings.max_deferred_tokens
     if not request.mm_features or (limit is None and not request.resumable):
         return
-    media = media_spans((f.modality, f.mm_position) for f in request.mm_features)
-    plan = plan_prompt(request.prompt_token_ids or (), media, options, settings, None)
+    tokens = request.prompt_token_ids or ()
+    media = media_of(tokens, request.mm_features, settings)
+    plan = plan_prompt(tokens, media, options, settings, None)
     if plan is None:
         return
     if request.resumable:

@@ -18,16 +18,13 @@ from vllm_dpp.serving.request_plan import (
 from vllm_dpp.serving.settings import ServingSettings
 
 
-def spread(request: Any, settings: ServingSettings, num_layers: int) -> float | None:
+def spread(request: Any, settings: ServingSettings, num_layers: int) -> None:
     """Give each stage its ratio; the request is changed, and has no such argument afterwards.
 
     Args:
         request: Body of any of vLLM's generating endpoints.
         settings: The server's.
         num_layers: Of its decoder.
-
-    Returns:
-        What the request says of the fraction that enters.
 
     Raises:
         ValueError: A ratio is bad, or there are two for a stage.
@@ -36,7 +33,7 @@ def spread(request: Any, settings: ServingSettings, num_layers: int) -> float | 
     ratios = {name: given.get(name) for name in (VIDEO_SHARE_ARG, ENTRY_RATIO_ARG)}
     ratios = {name: value for name, value in ratios.items() if value is not None}
     if not ratios and not given.keys() & {VIDEO_SHARE_ARG, ENTRY_RATIO_ARG}:
-        return None
+        return
     for name, value in ratios.items():
         require_ratio(name, value)
     xargs = {k: v for k, v in given.items() if k not in (VIDEO_SHARE_ARG, ENTRY_RATIO_ARG)}
@@ -59,4 +56,3 @@ def spread(request: Any, settings: ServingSettings, num_layers: int) -> float | 
         if kwargs.get(ENTRY_RATIO_ARG) not in (None, entry):
             raise ValueError(f"mm_processor_kwargs: {ENTRY_RATIO_ARG} contradicts vllm_xargs")
         request.mm_processor_kwargs = {**kwargs, ENTRY_RATIO_ARG: entry}
-    return entry

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from vllm.forward_context import get_forward_context
 
-from vllm_dpp.serving.plan import PrunedTurn, PrunedVideo, PrunePlan
-from vllm_dpp.serving.request_plan import plan_request
+from vllm_dpp.serving.plan import Grid, MediaSpan, PrunedTurn, PrunedVideo, PrunePlan
+from vllm_dpp.serving.request_plan import media_of, plan_request
 from vllm_dpp.serving.settings import ServingSettings
 from vllm_dpp.serving.step import RangeRows, ScheduledRequest, StepLayout, lay_out
-from vllm_dpp.serving.worker.kept_records import EnteringVideo, Grid, KeptRecords
-from vllm_dpp.serving.worker.own_tokens import OwnTokens, own_places, own_tokens
+from vllm_dpp.serving.worker.kept_records import EnteringVideo, KeptRecords
+from vllm_dpp.serving.worker.own_tokens import OwnTokens, own_places, own_rows, own_tokens
 from vllm_dpp.serving.worker.range_buffer import RangeBuffer
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class PruningContext:
         self.requests: dict[str, PrunedRequest] = {}
         self._entering: dict[str, list[EnteringVideo]] = {}
         self._rows_entering: list[tuple[str, EnteringVideo, slice]] = []
+        self._own_rows: torch.Tensor | None = None
         self._grids_of = grids_of
         self.records = KeptRecords(settings)
         self._buffer: RangeBuffer | None = None
@@ -125,7 +126,8 @@ class PruningContext:
             return
         grids, settings = self._grids_of(mm_features), options.settings(self.settings)
         if options.record:
-            self._entering[request_id] = _in_part(mm_features, grids)
+            media = media_of(prompt_token_ids or (), mm_features, self.settings)
+            self._entering[request_id] = _in_part(media, grids)
         if plan is None:
             return
         own = own_places(mm_features)
@@ -151,7 +153,7 @@ class PruningContext:
 
     def prepare_step(self, batch: Iterable[tuple[str, int, int]]) -> StepLayout | None:
         """Lay out the next step from (request id, tokens computed, tokens scheduled) triples."""
-        self._layout, self.passes = None, ()
+        self._layout, self.passes, self._own_rows = None, (), None
         batch = list(batch)
         self._rows_entering = list(self._rows_of_entering(batch)) if self._entering else []
         if self.requests:
@@ -179,16 +181,29 @@ class PruningContext:
 
     def entered(self, places: torch.Tensor) -> None:
         """Hear where the rows of the step stand: [num_rows, 4] as `EntryStage.place` has it."""
+        self._own_rows = places[:, -1] > 0
         for request_id, video, rows in self._rows_entering:
-            _, num_rows, num_columns = video.grid
-            _, row, column, number = places[rows].unbind(dim=1)
-            indices = (number * num_rows + row) * num_columns + column
-            self.records.entered(request_id, video, indices)
+            self.records.entered(request_id, video, places[rows, -1] - 1)
+
+    def store_own(self, part: RangeRows) -> None:
+        """Keep which rows of a range that waits are a video's own, if this step alone knows."""
+        if self._own_rows is not None:
+            own = self._own_rows[part.row : part.row + part.num_rows]
+            self.buffer.store_own(part.key, part.first, own)
 
     def own_tokens(self, part: RangeRows, video: PrunedVideo, device: torch.device) -> OwnTokens:
         """Offsets of a video's tokens that are up for selection in a range of a live request."""
         places = self.requests[part.request_id].own.get(video.start)
+        if places is None and video.num_text:
+            return own_rows(self._is_own(part), part, video)
         return own_tokens(places, part, video, device)
+
+    def _is_own(self, part: RangeRows) -> torch.Tensor:
+        """[turn length] bool, which rows of a range are a video's own."""
+        if not part.is_whole:
+            return self.buffer.is_own[self.buffer.rows_of(part.key)]
+        assert self._own_rows is not None
+        return self._own_rows[part.row : part.row + part.num_rows]
 
     def _plan(self, request_id: str) -> PrunePlan | None:
         request = self.requests.get(request_id)
@@ -237,13 +252,10 @@ class PruningContext:
             context.attn_metadata, context.slot_mapping = before
 
 
-def _in_part(
-    mm_features: Sequence["MultiModalFeatureSpec"], grids: dict[int, Grid]
-) -> list[EnteringVideo]:
+def _in_part(media: Sequence[MediaSpan], grids: dict[int, Grid]) -> list[EnteringVideo]:
     """The videos of a request that have fewer tokens in the prompt than in their grid."""
-    places = [f.mm_position for f in mm_features]
     return [
-        EnteringVideo(place.offset, place.offset + place.length, grids[place.offset])
-        for place in places
-        if place.get_num_embeds() < prod(grids[place.offset])
+        EnteringVideo(item.start, item.end, item.num_tokens, grids[item.start])
+        for item in media
+        if item.num_tokens < prod(grids[item.start])
     ]

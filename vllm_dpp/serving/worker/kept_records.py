@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from vllm.distributed import get_tp_group
 
-from vllm_dpp.serving.plan import PrunedTurn, PrunePlan
+from vllm_dpp.serving.plan import Grid, PrunedTurn, PrunePlan
 from vllm_dpp.serving.records import (
     Record,
     RecordWriter,
@@ -17,8 +17,6 @@ from vllm_dpp.serving.records import (
 )
 from vllm_dpp.serving.settings import ServingSettings
 
-Grid = tuple[int, int, int]
-"""Slices, rows and columns of a video's tokens."""
 Grids = Mapping[int, Sequence[int]]
 
 
@@ -29,11 +27,13 @@ class EnteringVideo:
     Args:
         start: First prompt position.
         end: Past its last.
+        number: How many of its tokens enter; the other positions hold text.
         grid: Of all of its tokens.
     """
 
     start: int
     end: int
+    number: int
     grid: Grid
 
 
@@ -70,14 +70,20 @@ class KeptRecords:
         self._writer.write(request_id, record)
 
     def entered(self, request_id: str, video: EnteringVideo, indices: torch.Tensor) -> None:
-        """Tokens of a video enter the decoder: [n] int64 in its grid, some or all that do."""
+        """Tokens of a video enter the decoder.
+
+        Args:
+            request_id: vLLM's internal request id.
+            video: The video.
+            indices: [n] int64 of some or all of its rows: where in its grid, -1 for text.
+        """
         if self._writer is None:
             return
         read = _copy_to_host(indices)
 
         def record() -> Record:
-            number = video.end - video.start
-            entry = entered_entry(video.start, video.grid, number, read())
+            entered = [index for index in read() if index >= 0]
+            entry = entered_entry(video.start, video.grid, video.number, entered)
             return kept_record(request_id, [entry])
 
         self._writer.write(request_id, record)

@@ -1,7 +1,8 @@
 """Which rows of a range are a video's own tokens, where text stands between its slices.
 
 Offsets count from the start of the range. A video without text inside is a slice of it, and stays a
-view.
+view. Of a video all of which enters the host knows where its text stands, of another one the device
+alone.
 """
 
 from collections.abc import Sequence
@@ -42,6 +43,19 @@ def own_tokens(
     if places is None:
         return slice(start, end)
     return async_tensor_h2d(places[: video.length] + start, device=device)
+
+
+def own_rows(is_own: torch.Tensor, part: RangeRows, video: PrunedVideo) -> torch.Tensor:
+    """[length] int64, ascending: the tokens of a video that are up for selection, by their rows.
+
+    Args:
+        is_own: [turn length] bool, which rows of the range are a video's own tokens.
+        part: The last of the range, or all of it.
+        video: One of the range.
+    """
+    start, end = part.place_of(video)
+    text_last = (~is_own[start:end]).to(torch.int8).argsort(stable=True)
+    return text_last[: video.length] + start  # their number is known: no result sized by the data
 
 
 def going_up(

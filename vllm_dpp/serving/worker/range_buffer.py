@@ -22,12 +22,14 @@ class RangeBuffer(nn.Module):
         keys: [R, Hkv, d], rotated keys of the relevance layer; none where no question is read.
         relevance: [R] float32, the attention that the question has paid so far.
         positions: [..., R] int64, RoPE positions.
+        is_own: [R] bool, which rows are a video's own tokens, so far as the device alone knows.
     """
 
     hidden: torch.Tensor
     keys: torch.Tensor
     relevance: torch.Tensor
     positions: torch.Tensor
+    is_own: torch.Tensor
 
     def __init__(
         self,
@@ -49,6 +51,7 @@ class RangeBuffer(nn.Module):
             ("keys", like.new_empty(num_rows, *key_shape)),
             ("relevance", like.new_empty(num_rows, dtype=torch.float32)),
             ("positions", like.new_empty(*position_shape, num_rows, dtype=torch.int64)),
+            ("is_own", like.new_zeros(num_rows, dtype=torch.bool)),
         ):
             self.register_buffer(name, buffer, persistent=False)
         self._free = np.arange(num_rows)
@@ -89,6 +92,10 @@ class RangeBuffer(nn.Module):
         rows = self.rows_of(key)[first : first + len(hidden)]
         self.hidden[rows] = hidden
         self.positions[..., rows] = positions
+
+    def store_own(self, key: RangeKey, first: int, is_own: torch.Tensor) -> None:
+        """Write [n] bool, which rows of a range from offset ``first`` on are a video's own."""
+        self.is_own[self.rows_of(key)[first : first + len(is_own)]] = is_own
 
     def release(self, key: RangeKey) -> None:
         """Take the rows of a range back."""

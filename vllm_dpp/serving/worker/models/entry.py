@@ -5,6 +5,7 @@ video, and cached by vLLM like any encoder output. Where a token stood travels w
 columns, since the host does not know: positions in a prompt's own list (``prompt_positions``) have
 every token of such a video at the video's start, and each step adds where its rows really are.
 Nothing is written back, so a prompt whose beginning is cached has the positions of one that is not.
+Text between slices travels likewise, since the host does not know where among the tokens it stands.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,16 +17,32 @@ from vllm.utils.torch_utils import async_tensor_h2d
 
 from vllm_dpp.pruning.pruner import keep_indices
 from vllm_dpp.pruning.video import VideoTokens
+from vllm_dpp.serving.plan import Grid
 from vllm_dpp.serving.settings import ServingSettings
-from vllm_dpp.serving.worker.context import Grid
 from vllm_dpp.serving.worker.models.agreement import agree
 
 _AXES = 3
 _COORDINATES = _AXES + 1
-"""Time, row and column, as M-RoPE counts them, and the slice, which records want."""
-_BASE = 256
-"""A coordinate travels as two digits, which any 16-bit float holds exactly."""
-_COLUMNS = 2 * _COORDINATES
+"""Positions on M-RoPE's axes, counted from the video's start, and 1 + the token's index in the
+video, 0 for text between its slices."""
+_BASE, _DIGITS = 256, 3
+"""A coordinate travels as three digits, which any 16-bit float holds exactly."""
+_COLUMNS = _COORDINATES * _DIGITS
+
+
+@dataclass(frozen=True, slots=True)
+class TextBetween:
+    """Text between the slices of a video.
+
+    Args:
+        embeddings: [x, W].
+        positions: [x] int64, counted from the video's start, alike on all axes.
+        slices_before: [x] int64, how many slices stand before each token, ascending.
+    """
+
+    embeddings: torch.Tensor
+    positions: np.ndarray
+    slices_before: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +50,19 @@ class EncodedVideo:
     """What the vision encoder made of one video.
 
     Args:
-        tokens: [N, D], slice by slice, row by row.
+        tokens: [N, W], slice by slice, row by row; the first D columns are what layer 0 gets.
         grid: Slices, rows and columns of the tokens.
         num_entering: How many of them enter the decoder.
-        step: Positions from a slice to the next.
+        origins: [slices, 3] int64, the position of each slice's first token, counted from the
+            video's start: rows and columns go on from there.
+        text: What stands between the slices, if anything.
     """
 
     tokens: torch.Tensor
     grid: Grid
     num_entering: int
-    step: float
+    origins: np.ndarray
+    text: TextBetween | None = None
 
 
 class EntryStage:
@@ -51,22 +71,25 @@ class EntryStage:
     Args:
         settings: The server's.
         width: D of the decoder.
+        encoder_width: W of what the encoder returns; more than D with DeepStack.
     """
 
-    def __init__(self, settings: ServingSettings, width: int) -> None:
+    def __init__(self, settings: ServingSettings, width: int, encoder_width: int) -> None:
         self._config = settings.entry_config
-        self._width = width
+        self._width, self._encoder_width = width, encoder_width
         self._places: torch.Tensor | None = None
 
     def select(self, videos: Sequence[EncodedVideo]) -> tuple[torch.Tensor, ...]:
-        """For each video [num_entering, D + `_COLUMNS`], or its tokens where all enter.
+        """For each video its tokens where all enter, else [num_entering + x, W + `_COLUMNS`].
 
         One selection for all videos that are encoded together, without a host synchronisation.
         """
         chosen = iter(
             keep_indices(
                 [
-                    VideoTokens(video.tokens, None, video.num_entering, video.grid[0])
+                    VideoTokens(
+                        video.tokens[:, : self._width], None, video.num_entering, video.grid[0]
+                    )
                     for video in videos
                     if video.num_entering < len(video.tokens)
                 ],
@@ -74,7 +97,7 @@ class EntryStage:
             )
         )
         return tuple(
-            _with_place(video, agree(next(chosen)))
+            _with_places(video, agree(next(chosen)))
             if video.num_entering < len(video.tokens)
             else video.tokens
             for video in videos
@@ -86,20 +109,20 @@ class EntryStage:
         """Take the places off the embeddings of a step, and remember them for its forward pass.
 
         Args:
-            embeddings: Of each image and video of the step [n, D], with or without places.
+            embeddings: Of each image and video of the step [n, W], with or without places.
             is_multimodal: [num_rows] bool, which rows of the step they are.
 
         Returns:
-            [n, D] each.
+            [n, W] each.
         """
         embeddings = list(embeddings)
         self._places = None
-        if any(item.shape[1] > self._width for item in embeddings):
+        if any(item.shape[1] > self._encoder_width for item in embeddings):
             places = torch.cat([self._places_of(item) for item in embeddings])
             mask = is_multimodal.to(places.device, non_blocking=True)
             by_row = places.new_zeros(len(mask), _COORDINATES)
             self._places = by_row.masked_scatter_(mask[:, None], places)
-        return [item[:, : self._width] for item in embeddings]
+        return [item[:, : self._encoder_width] for item in embeddings]
 
     def place(self, positions: torch.Tensor) -> torch.Tensor | None:
         """Put the rows of the step at their places, once.
@@ -108,8 +131,8 @@ class EntryStage:
             positions: [3, num_rows] int64 or more rows, of the prompts' lists; they are changed.
 
         Returns:
-            [num_rows, 4] int64, time, row, column and slice of each row in its video, where that
-            enters in part; ``None`` where no video of the step does.
+            [num_rows, 4] int64, the `_COORDINATES` of each row of a video that enters in part, 0
+            for others; ``None`` where no video of the step does.
         """
         places, self._places = self._places, None
         if places is not None:
@@ -118,49 +141,78 @@ class EntryStage:
 
     def _places_of(self, item: torch.Tensor) -> torch.Tensor:
         """[n, 4] int64; zero where positions are in the prompt's list."""
-        if item.shape[1] == self._width:
+        if item.shape[1] == self._encoder_width:
             return item.new_zeros(len(item), _COORDINATES, dtype=torch.int64)
-        digits = item[:, self._width :].long().unflatten(1, (_COORDINATES, 2))
-        return digits[:, :, 0] * _BASE + digits[:, :, 1]
+        digits = item[:, self._encoder_width :].long().unflatten(1, (_COORDINATES, _DIGITS))
+        high, middle, low = digits.unbind(dim=2)
+        return (high * _BASE + middle) * _BASE + low
 
 
-def prompt_positions(
-    num_tokens: int, media: Iterable[tuple[int, int, Grid, float]]
-) -> tuple[torch.Tensor, int]:
+@dataclass(frozen=True, slots=True)
+class PlacedItem:
+    """An image, a video or a slice of one, in a prompt's list of positions.
+
+    Args:
+        start: Its first token.
+        length: Number of its tokens.
+        positions: [3, length] int64, counted from its start; ``None`` where the device knows.
+        span: Positions from its start to what follows it.
+    """
+
+    start: int
+    length: int
+    positions: np.ndarray | None
+    span: int
+
+
+def prompt_positions(num_tokens: int, media: Iterable[PlacedItem]) -> tuple[torch.Tensor, int]:
     """M-RoPE positions of a prompt, some of whose videos enter in part.
 
-    As vLLM's own for the whole video, so that text stands where it would stand; the tokens of a
-    video that enters in part are all at its start.
+    As vLLM's own for the whole video, so that text stands where it would stand; what is there of a
+    video that enters in part is all at its start.
 
     Args:
         num_tokens: Of the prompt.
-        media: First token, number of tokens, grid and positions between slices of each item, in
-            order.
+        media: In order.
 
     Returns:
         [3, num_tokens] int64, and what a generated token's position is more than its index.
     """
     positions = np.empty((3, num_tokens), np.int64)
     token = at = 0
-    for start, length, grid, step in media:
-        positions[:, token:start] = np.arange(start - token) + at
-        at += start - token
-        indices = np.indices(grid).reshape(3, -1)
-        indices[0] = (indices[0] * step).astype(np.int64)
-        whole = indices.shape[1] == length
-        positions[:, start : start + length] = at + (indices if whole else 0)
-        at += int(indices.max()) + 1
-        token = start + length
+    for item in media:
+        positions[:, token : item.start] = np.arange(item.start - token) + at
+        at += item.start - token
+        token = item.start + item.length
+        positions[:, item.start : token] = at if item.positions is None else at + item.positions
+        at += item.span
     positions[:, token:] = np.arange(num_tokens - token) + at
     return torch.from_numpy(positions), at - token
 
 
-def _with_place(video: EncodedVideo, chosen: torch.Tensor) -> torch.Tensor:
-    """[k, D + `_COLUMNS`]: the chosen tokens and where they stand."""
-    slices, rows, columns = video.grid
-    times = (np.arange(slices) * video.step).astype(np.int64)
-    on_device = async_tensor_h2d(times, device=chosen.device)
+def _with_places(video: EncodedVideo, chosen: torch.Tensor) -> torch.Tensor:
+    """[k + x, W + `_COLUMNS`]: chosen tokens and text, in their true order, and their places."""
+    _, rows, columns = video.grid
     which, cell = chosen // (rows * columns), chosen % (rows * columns)
-    place = torch.stack([on_device[which], cell // columns, cell % columns, which], dim=1)
-    digits = torch.stack([place // _BASE, place % _BASE], dim=2).flatten(1)
-    return torch.cat([video.tokens[chosen], digits.to(video.tokens.dtype)], dim=1)
+    time, row, column = async_tensor_h2d(video.origins, device=chosen.device)[which].unbind(dim=1)
+    places = torch.stack([time, row + cell // columns, column + cell % columns, chosen + 1], dim=1)
+    tokens = video.tokens[chosen]
+    if video.text is not None:
+        tokens, places = _among_text(tokens, places, which, video.text)
+    digits = torch.stack(
+        [places // _BASE**2, places // _BASE % _BASE, places % _BASE], dim=2
+    ).flatten(1)
+    return torch.cat([tokens, digits.to(tokens.dtype)], dim=1)
+
+
+def _among_text(
+    tokens: torch.Tensor, places: torch.Tensor, which: torch.Tensor, text: TextBetween
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens [k, W] and places [k, 4] of slices [k], merged with the text between the slices."""
+    positions, before = (
+        async_tensor_h2d(values, device=which.device)
+        for values in (text.positions, text.slices_before)
+    )
+    of_text = torch.stack([positions, positions, positions, torch.zeros_like(positions)], dim=1)
+    order = torch.cat([2 * which + 1, 2 * before]).argsort(stable=True)
+    return torch.cat([tokens, text.embeddings])[order], torch.cat([places, of_text])[order]

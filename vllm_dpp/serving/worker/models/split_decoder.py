@@ -214,6 +214,7 @@ class SplitDecoder(nn.Module):
         for part in stored:
             if part.first == 0:
                 buffer.take(part.key, part.turn.length)
+            self.context.store_own(part)
 
         states = self._run_lower(self.below_relevance, (hidden, None), positions, deepstack)
         relevance = None

@@ -1,0 +1,145 @@
+"""What every pruning variant of a vLLM model does alike: its two stages, and their seams.
+
+A family mixes it in before the stock model, and says what differs: where its media stand in a
+prompt, and what its vision encoder returns.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from vllm.config import VllmConfig
+from vllm.multimodal.inputs import MultiModalFeatureSpec
+
+from vllm_dpp.serving.front.entry import NUM_ENTERED
+from vllm_dpp.serving.plan import Grid
+from vllm_dpp.serving.settings import ServingSettings
+from vllm_dpp.serving.worker.context import PruningContext
+from vllm_dpp.serving.worker.models.entry import (
+    EncodedVideo,
+    EntryStage,
+    PlacedItem,
+    prompt_positions,
+)
+from vllm_dpp.serving.worker.models.split_decoder import SplitDecoder
+
+
+class PrunedModelMixin:
+    """Mixed into a stock model before it; `split` ends its construction."""
+
+    visual: Any
+    language_model: Any
+
+    def encoded_videos(
+        self, outputs: Sequence[torch.Tensor], grids: Sequence[Grid], kwargs: Mapping[str, Any]
+    ) -> Iterable[Mapping[str, Any]]:
+        """The `origins` and `text` of an `EncodedVideo`, for each video.
+
+        Args:
+            outputs: [N, W] each, of the vision encoder.
+            grids: Slices, rows and columns of each.
+            kwargs: What the encoder was given.
+        """
+        raise NotImplementedError
+
+    def placed_media(
+        self, input_tokens: Sequence[int], mm_features: Sequence[MultiModalFeatureSpec]
+    ) -> Iterable[PlacedItem]:
+        """Where a prompt's media stand, in order."""
+        raise NotImplementedError
+
+    def split(
+        self, vllm_config: VllmConfig, prefix: str, deepstack_levels: int = 0
+    ) -> ServingSettings:
+        """Put a selection before the decoder, and split it.
+
+        Args:
+            vllm_config: The engine's configuration.
+            prefix: Of the model.
+            deepstack_levels: How many levels of the vision encoder its output holds beside its own.
+
+        Returns:
+            The server's settings.
+        """
+        settings = ServingSettings.from_vllm_config(vllm_config)
+        width = vllm_config.model_config.get_inputs_embeds_size()
+        self.pruning = PruningContext(settings, self.media_grids)
+        self.entry = EntryStage(settings, width, width * (1 + deepstack_levels))
+        self.language_model.model = SplitDecoder(
+            self.language_model.model,
+            self.pruning,
+            vllm_config=vllm_config,
+            prefix=f"{prefix}.language_model.model" if prefix else "language_model.model",
+            deepstack_levels=deepstack_levels,
+        )
+        return settings
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """Of each item what enters the decoder; vLLM calls it for images or for videos."""
+        counts = kwargs.pop(NUM_ENTERED, None)
+        outputs = super().embed_multimodal(**kwargs)  # type: ignore[misc]
+        if counts is None:
+            return outputs
+        grids = [self._in_tokens(grid) for grid in kwargs["video_grid_thw"].tolist()]
+        numbers = counts.flatten().tolist()
+        found = self.encoded_videos(outputs, grids, kwargs)
+        return self.entry.select(
+            [
+                EncodedVideo(tokens, grid, number, **more)
+                for tokens, grid, number, more in zip(outputs, grids, numbers, found, strict=True)
+            ]
+        )
+
+    def embed_input_ids(
+        self,
+        input_ids: torch.Tensor,
+        multimodal_embeddings: Any = None,
+        *,
+        is_multimodal: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if multimodal_embeddings and is_multimodal is not None:
+            multimodal_embeddings = self.entry.unpack(multimodal_embeddings, is_multimodal)
+        return super().embed_input_ids(  # type: ignore[misc]
+            input_ids, multimodal_embeddings, is_multimodal=is_multimodal
+        )
+
+    def forward(
+        self, input_ids: torch.Tensor | None, positions: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        places = self.entry.place(positions)
+        if places is not None:
+            self.pruning.entered(places)
+        return super().forward(input_ids, positions, *args, **kwargs)  # type: ignore[misc]
+
+    def get_encoder_cudagraph_config(self) -> Any:
+        """Without videos: the graphs' outputs pass by `embed_multimodal`."""
+        config = super().get_encoder_cudagraph_config()  # type: ignore[misc]
+        return replace(config, modalities=[m for m in config.modalities if m != "video"])
+
+    def get_mrope_input_positions(
+        self, input_tokens: list[int], mm_features: list[MultiModalFeatureSpec]
+    ) -> tuple[torch.Tensor, int]:
+        in_order = sorted(mm_features, key=lambda feature: feature.mm_position.offset)
+        return prompt_positions(len(input_tokens), self.placed_media(input_tokens, in_order))
+
+    def media_grids(self, mm_features: Sequence[MultiModalFeatureSpec]) -> dict[int, Grid]:
+        """Slices, rows and columns of each item's tokens, by first prompt position."""
+        return {feature.mm_position.offset: self.grid_of(feature) for feature in mm_features}
+
+    def grid_of(self, feature: MultiModalFeatureSpec) -> Grid:
+        """Slices, rows and columns of an item's tokens."""
+        assert feature.data is not None
+        return self._in_tokens(feature.data[f"{feature.modality}_grid_thw"].data.tolist())
+
+    def _in_tokens(self, grid_thw: Sequence[int]) -> Grid:
+        slices, rows, columns = grid_thw
+        merge = self.visual.spatial_merge_size
+        return slices, rows // merge, columns // merge
+
+    @staticmethod
+    def get_model_state_cls() -> Any:
+        """The V2 model runner's seam."""
+        from vllm_dpp.serving.worker.model_state import PruningModelState
+
+        return PruningModelState
