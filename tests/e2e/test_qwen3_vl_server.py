@@ -95,13 +95,13 @@ def test_several_videos_a_request_from_many_clients(
     for seed, (frames, side) in enumerate([(12, 224), (8, 160), (20, 192)], start=1):
         path = tmp_path / f"{seed}.mp4"
         clips.append(write_mp4(path, render_frames(seed, frames, side, side), FPS))
-    asked = [(i, (i + 1 + i // 4) % 4, (None, 0.3, 1)[i % 3]) for i in range(12)]
+    asked = [(i % 4, (i + 1 + i // 4) % 4, (DEFAULT_SHARE, 0.3, 1)[i % 3]) for i in range(12)]
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
 
-    def answer(one: tuple[int, int, float | None]) -> str:
+    def answer(one: tuple[int, int, float]) -> str:
         first, second, share = one
         content: list[Any] = [
-            {"type": "video_url", "video_url": {"url": as_data_url(clips[i % 4])}}
+            {"type": "video_url", "video_url": {"url": as_data_url(clips[i])}}
             for i in (first, second)
         ]
         reply = client.chat.completions.create(
