@@ -12,18 +12,26 @@ import pytest
 from tests.engines.exactness import check_chats
 from tests.engines.host import EngineHost
 from tests.engines.judge import Judge
-from tests.reference.chats import CHATS
+from tests.reference.chats import CHATS, assistant, text, user, video
 from vllm_dpp.serving.settings import ServingSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
 BLOCK_SIZE = 32
 RATIOS = (1.0, 0.5)
+MOVIE = video(5, 48, 112, 112)  # 384 tokens, of which blocks are lost wherever some enter
+MORE = {
+    "movie": [user(MOVIE, text("What moves?"))],
+    "movie and clip": [user(MOVIE, video(6, 12, 84, 112), text("Which?"))],
+    "later": [user(MOVIE, text("What moves?")), assistant("A disc."), user(text("And then?"))],
+}
 
 
 def know(judge: Judge, ratio: float, settings: ServingSettings) -> dict[str, str]:
     """Make the judge know all chats with this fraction of their videos; their names by chat."""
-    names = {chat: f"{chat} of which {ratio} enters" for chat in CHATS}
+    for chat, messages in MORE.items():
+        judge.add(chat, messages)
+    names = {chat: f"{chat} of which {ratio} enters" for chat in (*CHATS, *MORE)}
     for chat, name in names.items():
         judge.enter(name, chat, ratio, settings.entry_config)
     return names
