@@ -52,6 +52,15 @@ def test_things_that_are_not_there() -> None:
     assert len({item.question.text for item in test_set.asked}) > 5
 
 
+def test_settings_are_chosen_on_other_videos() -> None:
+    for name in ("moving", "moving-later"):
+        reported, tuning = (make_test_set(name + suffix, 2, LEARNED) for suffix in ("", "-tuning"))
+        assert Counter(reported.kinds) == Counter(tuning.kinds)
+        assert {len(item.chat) for item in tuning.asked} == {len(reported.asked[0].chat)}
+        videos = [video.tobytes() for video in (*reported.videos, *tuning.videos)]
+        assert len(set(videos)) == len(videos)
+
+
 def test_videos_went_through_an_mp4() -> None:
     test_set = make_test_set("dense", 1, ["colour"])
     (frames,) = test_set.videos

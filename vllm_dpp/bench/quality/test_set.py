@@ -18,23 +18,26 @@ from vllm_dpp.quality.shapes import CELL
 from vllm_dpp.quality.words import COLOUR_NAMES, SHAPES, YES_NO
 from vllm_dpp.toy.video import Frames, write_mp4
 
-FIRST_SEED = 100_000
-"""Of the scenes. The scores that training prints are of other held-out scenes."""
+FIRST_SEED, FIRST_TUNING_SEED = 100_000, 300_000
+"""Of the scenes that are reported, and of those on which settings are chosen. The scores that
+training prints are of other held-out scenes."""
 
 _MOST_VIDEOS = 100_000
 
 ABSENT = "absent"
 """Kind of the questions of the test sets of that name."""
 
-_LATER, _ABSENT = "-later", f"-{ABSENT}"
-TEST_SETS = (*SPLITS, *(split + suffix for suffix in (_LATER, _ABSENT) for split in SPLITS))
-"""Splits of the task; the same questions, each asked after another one about the video; and as many
-questions for things that are not there, to which a model that sees less may say yes."""
+_LATER, _ABSENT, _TUNING = "-later", f"-{ABSENT}", "-tuning"
+_REPORTED = (*SPLITS, *(split + suffix for suffix in (_LATER, _ABSENT) for split in SPLITS))
+TEST_SETS = (*_REPORTED, *(split + _TUNING for split in _REPORTED))
+"""Splits of the task; the same questions, each asked after another one about the video; as many
+questions for things that are not there, to which a model that sees less may say yes; and all of
+these about other videos, on which settings are chosen."""
 
 
 def spec_of(test_set: str) -> SceneSpec:
     """Of its videos."""
-    return SPLITS[test_set.removesuffix(_LATER).removesuffix(_ABSENT)]
+    return SPLITS[test_set.partition("-")[0]]
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,8 @@ def make_test_set(split: str, per_kind: int, kinds: Sequence[str]) -> TestSet:
         per_kind: at least 1.
         kinds: of `KINDS`.
     """
-    spec, is_later, is_absent = spec_of(split), split.endswith(_LATER), split.endswith(_ABSENT)
+    spec, is_later, is_absent = spec_of(split), _LATER in split, _ABSENT in split
+    first_seed = FIRST_TUNING_SEED if split.endswith(_TUNING) else FIRST_SEED
     if is_absent:
         per_kind, kinds = per_kind * len(kinds), [ABSENT]
     missing = Counter(dict.fromkeys(kinds, per_kind))
@@ -100,7 +104,7 @@ def make_test_set(split: str, per_kind: int, kinds: Sequence[str]) -> TestSet:
     asked: list[Asked] = []
     with TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
-        for seed in range(FIRST_SEED, FIRST_SEED + _MOST_VIDEOS):
+        for seed in range(first_seed, first_seed + _MOST_VIDEOS):
             scene = make_scene(seed, spec)
             questions = _absent(scene) if is_absent else make_questions(scene)
             chosen = _one_of_each(questions, seed, [k for k in kinds if missing[k]])
