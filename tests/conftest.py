@@ -14,6 +14,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--stress-requests", type=int, default=70, help="of each run of tests/serving/test_stress"
     )
+    parser.addoption(
+        "--family", metavar="NAME", help="of tests/serving/test_families.py: all of it"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,8 @@ def decoder_layer(layer: nn.Module, hidden: Tensor, rotary: Rotary) -> Tensor:
     """Hidden states [tokens, hidden] that leave the layer; no row attends to a later one."""
     normed = rms_norm(layer.input_layernorm, hidden)
     hidden = hidden + _causal_attention(layer.self_attn, normed, rotary)
-    return hidden + layer.mlp(rms_norm(layer.post_attention_layernorm, hidden))
+    # A mixture of experts wants a batch.
+    return hidden + layer.mlp(rms_norm(layer.post_attention_layernorm, hidden)[None])[0]
 
 
 def raw_relevance(

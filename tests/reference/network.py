@@ -61,7 +61,7 @@ class Network:
     def positions(self, prompt: Prompt, num_generated: int) -> Tensor:
         """Positions [3, tokens] of the prompt and of the tokens generated behind it."""
         vision = self.model.config.vision_config
-        if self.model.config.model_type == "qwen3_vl":
+        if self.model.config.model_type.startswith("qwen3_vl"):
             return mrope_positions_by_slice(
                 len(prompt.token_ids) + num_generated,
                 prompt.media,
@@ -70,7 +70,7 @@ class Network:
         return mrope_positions(
             len(prompt.token_ids) + num_generated,
             prompt.media,
-            tokens_per_second=vision.tokens_per_second,
+            tokens_per_second=getattr(vision, "tokens_per_second", 1.0),
             spatial_merge_size=vision.spatial_merge_size,
         )
 

@@ -15,7 +15,9 @@ from vllm_dpp.serving.front.plugin import register
 register()
 register()
 added = set(ModelRegistry.get_supported_archs()) - archs
-models = {"DPPQwen2_5_VLForConditionalGeneration", "DPPQwen3VLForConditionalGeneration"}
+models = {f"DPP{name}ForConditionalGeneration" for name in (
+    "Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "Qwen3VLMoe"
+)}
 assert added == models, added
 assert {k: v for k, v in MODELS_CONFIG_MAP.items() if k not in added} == hooks
 assert "vllm_dpp.serving.worker.models.qwen2_5_vl" not in sys.modules, "models load lazily"

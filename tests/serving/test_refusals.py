@@ -16,14 +16,17 @@ from vllm.engine.arg_utils import EngineArgs
 
 from vllm_dpp.serving.front.refusals import REFUSALS, refused
 from vllm_dpp.serving.settings import ServingSettings
+from vllm_dpp.toy.checkpoint import TINY_QWEN3, make_checkpoint
 
 VARIANT = {"architectures": ["DPPQwen2_5_VLForConditionalGeneration"]}
 
 
-def engine_args(checkpoint: Path, dpp: dict[str, Any], **more: Any) -> EngineArgs:
+def engine_args(
+    checkpoint: Path, dpp: dict[str, Any], variant: dict[str, Any] = VARIANT, **more: Any
+) -> EngineArgs:
     return EngineArgs(
         str(checkpoint),
-        hf_overrides=VARIANT,
+        hf_overrides=variant,
         additional_config={"dpp": dpp},
         max_model_len=1024,
         block_size=32,
@@ -156,6 +159,23 @@ def test_start_up_stops_at_a_bad_setting(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         engine_args(tiny_checkpoint, dpp).create_engine_config()
+
+
+@pytest.mark.parametrize(
+    ("dpp", "message"),
+    [
+        ({"prune_layer": 2}, "prune_layer must be at least 3, got 2: DeepStack"),
+        ({"decide_every": 64, "relevance": "none"}, "decide_every 64: videos of Qwen3VL"),
+    ],
+    ids=["below DeepStack", "pieces"],
+)
+def test_what_a_family_cannot_do_is_refused(
+    tmp_path: Path, dpp: dict[str, Any], message: str
+) -> None:
+    checkpoint = make_checkpoint(tmp_path / "qwen3", TINY_QWEN3)
+    variant = {"architectures": ["DPPQwen3VLForConditionalGeneration"]}
+    with pytest.raises(ValueError, match=message):
+        engine_args(checkpoint, dpp, variant).create_engine_config()
 
 
 def test_start_up_stops_at_a_record_dir_that_is_a_file(

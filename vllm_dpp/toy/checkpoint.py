@@ -11,12 +11,18 @@ from typing import Any, Literal
 import torch
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from vllm_dpp.toy import qwen2_5_vl, qwen3_vl
+from vllm_dpp.toy import qwen2_5_vl, qwen2_vl, qwen3_vl, qwen3_vl_moe
 from vllm_dpp.toy import tokenizer as tok
 
-Architecture = Literal["qwen2_5_vl", "qwen3_vl"]
-_ARCHITECTURES: dict[str, Any] = {"qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl}
-"""One module each, with `MODEL`, `make_config` and `make_processor`."""
+Architecture = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"]
+_ARCHITECTURES: dict[str, Any] = {
+    "qwen2_vl": qwen2_vl,
+    "qwen2_5_vl": qwen2_5_vl,
+    "qwen3_vl": qwen3_vl,
+    "qwen3_vl_moe": qwen3_vl_moe,
+}
+"""One module each, with `MODEL`, `make_config` and `make_processor`; and with `released` where
+files do not hold the weights as transformers does."""
 
 SPEC_FILE = "toy_checkpoint.json"
 RECIPE = 1  # raise it when a checkpoint of the same spec comes out differently
@@ -122,7 +128,12 @@ def make_checkpoint(path: str | Path, spec: CheckpointSpec = TINY) -> Path:
 def _write(path: Path, spec: CheckpointSpec) -> None:
     tokenizer, architecture = tok.make_tokenizer(), _ARCHITECTURES[spec.architecture]
     model = _make_model(spec, architecture.MODEL, architecture.make_config(spec, tokenizer))
-    model.save_pretrained(path)
+    if released := getattr(architecture, "released", None):
+        model.save_pretrained(
+            path, state_dict=released(model.state_dict()), save_original_format=False
+        )
+    else:
+        model.save_pretrained(path)
     architecture.make_processor(tokenizer).save_pretrained(path)
 
 

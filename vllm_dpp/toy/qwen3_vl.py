@@ -1,6 +1,7 @@
 """A small Qwen3-VL: what `checkpoint` asks of an architecture."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from transformers import (
     Qwen2Tokenizer,
@@ -36,17 +37,33 @@ def make_processor(tokenizer: Qwen2Tokenizer) -> Qwen3VLProcessor:
     )
 
 
-def make_config(spec: "CheckpointSpec", tokenizer: Qwen2Tokenizer) -> Qwen3VLConfig:
-    """The configuration of a Qwen3-VL of this shape, for the tokenizer's special tokens."""
-    text = text_fields(spec, tokenizer) | {
-        "head_dim": spec.head_dim,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": spec.rope_theta,
-            "mrope_section": _interleaved_section(spec.head_dim),
-            "mrope_interleaved": True,
-        },
-    }
+def make_config(
+    spec: "CheckpointSpec",
+    tokenizer: Qwen2Tokenizer,
+    of_class: Callable[..., Any] = Qwen3VLConfig,
+    **of_layers: Any,
+) -> Any:
+    """The configuration of a Qwen3-VL of this shape, for the tokenizer's special tokens.
+
+    Args:
+        spec: its shape.
+        tokenizer: its tokenizer.
+        of_class: the class of the configuration.
+        of_layers: what that class asks of the decoder's layers beside these.
+    """
+    text = (
+        text_fields(spec, tokenizer)
+        | of_layers
+        | {
+            "head_dim": spec.head_dim,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": spec.rope_theta,
+                "mrope_section": _interleaved_section(spec.head_dim),
+                "mrope_interleaved": True,
+            },
+        }
+    )
     vision = {
         "depth": max(spec.vision_depth, DEEPSTACK_LEVELS),
         "hidden_size": spec.vision_hidden_size,
@@ -58,7 +75,7 @@ def make_config(spec: "CheckpointSpec", tokenizer: Qwen2Tokenizer) -> Qwen3VLCon
         "deepstack_visual_indexes": list(range(DEEPSTACK_LEVELS)),
         "initializer_range": spec.initializer_range,
     }
-    return Qwen3VLConfig(
+    return of_class(
         text_config=text,
         vision_config=vision,
         **special_token_ids(tokenizer),

@@ -34,6 +34,12 @@ class Family:
 
 FAMILIES = (
     Family(
+        base="Qwen2VLForConditionalGeneration",
+        variant="DPPQwen2VLForConditionalGeneration",
+        implementation="vllm_dpp.serving.worker.models.qwen2_vl:DPPQwen2VLForConditionalGeneration",
+        turn_end_token="<|im_end|>",
+    ),
+    Family(
         base="Qwen2_5_VLForConditionalGeneration",
         variant="DPPQwen2_5_VLForConditionalGeneration",
         implementation=(
@@ -45,6 +51,15 @@ FAMILIES = (
         base="Qwen3VLForConditionalGeneration",
         variant="DPPQwen3VLForConditionalGeneration",
         implementation="vllm_dpp.serving.worker.models.qwen3_vl:DPPQwen3VLForConditionalGeneration",
+        turn_end_token="<|im_end|>",
+        has_text_in_videos=True,
+    ),
+    Family(
+        base="Qwen3VLMoeForConditionalGeneration",
+        variant="DPPQwen3VLMoeForConditionalGeneration",
+        implementation=(
+            "vllm_dpp.serving.worker.models.qwen3_vl_moe:DPPQwen3VLMoeForConditionalGeneration"
+        ),
         turn_end_token="<|im_end|>",
         has_text_in_videos=True,
     ),

@@ -37,14 +37,15 @@ class DPPQwen3VLProcessor(
         return _text_between(timestamps, self.info.get_tokenizer(), self.info.get_hf_config())
 
 
-@MULTIMODAL_REGISTRY.register_processor(
-    DPPQwen3VLProcessor, info=Qwen3VLProcessingInfo, dummy_inputs=Qwen3VLDummyInputsBuilder
-)
-class DPPQwen3VLForConditionalGeneration(PrunedModelMixin, Qwen3VLForConditionalGeneration):
-    """The stock model with a selection before its decoder, and its decoder split."""
+class PrunedQwen3VLMixin(PrunedModelMixin):
+    """Mixed into a stock model of this kind, whatever its decoder's layers are made of."""
+
+    config: Any
+    deepstack_num_level: int
+    _tokenizer: Any
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self.split(vllm_config, prefix, self.deepstack_num_level)
         longest = POSITIONS_PER_TOKEN * vllm_config.model_config.max_model_len
         for layer in self.language_model.model.layers:
@@ -81,6 +82,13 @@ class DPPQwen3VLForConditionalGeneration(PrunedModelMixin, Qwen3VLForConditional
             whole = is_own.sum() == np.prod(grid)
             positions = slices.whole(is_own, grid) if whole else None
             yield PlacedItem(start, length, positions, slices.span)
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    DPPQwen3VLProcessor, info=Qwen3VLProcessingInfo, dummy_inputs=Qwen3VLDummyInputsBuilder
+)
+class DPPQwen3VLForConditionalGeneration(PrunedQwen3VLMixin, Qwen3VLForConditionalGeneration):
+    """The stock model with a selection before its decoder, and its decoder split."""
 
 
 def _text_between(timestamps: Any, tokenizer: Any, config: Any) -> list[int]:
