@@ -1,8 +1,13 @@
 """The entry point: lazy, idempotent, and no business of other models."""
 
+import re
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from pathlib import Path
+
+from vllm_dpp import serving
+from vllm_dpp.serving.front.families import FAMILIES
 
 PROGRAM = """
 import sys
@@ -35,3 +40,9 @@ def test_registering_twice_adds_our_variant_and_loads_no_model() -> None:
 def test_vllm_finds_the_entry_point() -> None:
     (found,) = [e for e in entry_points(group="vllm.general_plugins") if e.name == "dpp"]
     assert found.value == "vllm_dpp.serving.front.plugin:register"
+
+
+def test_the_page_of_models_names_them_all() -> None:
+    page = (Path(serving.__file__).parent / "README.md").read_text()
+    named = re.findall(r"^\|[^|]*\(`(\w+ForConditionalGeneration)`\)", page, re.MULTILINE)
+    assert named == [family.base for family in FAMILIES]
