@@ -12,6 +12,7 @@ import pytest
 
 from vllm_dpp import cli, serve_command
 from vllm_dpp.serve_command import DEFAULT_SHARE
+from vllm_dpp.serving.front.families import FAMILIES, Family
 from vllm_dpp.serving.settings import ServingSettings
 
 VARIANT = {"architectures": ["DPPQwen2_5_VLForConditionalGeneration"]}
@@ -87,15 +88,13 @@ def test_a_default_share_where_nothing_says_how_much_is_left(
     assert value(command, "--additional-config") == {"dpp": dpp}
 
 
-def test_no_share_where_videos_enter_as_a_whole(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.base)
+def test_every_family_has_the_default_share(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, family: Family
 ) -> None:
-    model = write_model(tmp_path / "model", "Qwen3VLForConditionalGeneration")
-    command = plain(capsys, model)
-    assert value(command, "--hf-overrides") == {
-        "architectures": ["DPPQwen3VLForConditionalGeneration"]
-    }
-    assert "--additional-config" not in command
+    command = plain(capsys, write_model(tmp_path / "model", family.base))
+    assert value(command, "--hf-overrides") == {"architectures": [family.variant]}
+    assert value(command, "--additional-config") == {"dpp": {"video_share": DEFAULT_SHARE}}
 
 
 def test_every_setting_has_a_flag_with_help(capsys: pytest.CaptureFixture[str]) -> None:

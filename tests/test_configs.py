@@ -8,7 +8,6 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from vllm_dpp.serve_command import DEFAULT_SHARE
-from vllm_dpp.serving.front.families import FAMILIES
 from vllm_dpp.serving.layer_groups import default_prune_layer, wasted_fraction
 from vllm_dpp.serving.settings import ServingSettings
 
@@ -39,7 +38,7 @@ def test_settings(parser: FlexibleArgumentParser, name: str) -> None:
     model, num_layers, prune_layer, max_model_len, tensor_parallel = MODELS[name]
     args = parse(parser, name)
     assert args.model == model
-    assert args.hf_overrides == {"architectures": [FAMILIES[0].variant]}
+    assert args.hf_overrides == {"architectures": ["DPPQwen2_5_VLForConditionalGeneration"]}
     assert ServingSettings.from_additional_config(args.additional_config) == ServingSettings(
         prune_layer=prune_layer, video_share=DEFAULT_SHARE
     )

@@ -21,7 +21,6 @@ from vllm_dpp.toy.video import as_data_url, render_frames, write_mp4
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
 SETTINGS = ServingSettings(prune_layer=3)
-ENTERING, _ = two_stage_ratios(DEFAULT_SHARE, 3, TINY_QWEN3.num_layers)
 BLOCK_SIZE = 128  # vLLM's own choice on a CPU
 QUESTION, LATER = "What moves?", "And then?"
 
@@ -52,8 +51,8 @@ def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 STAGES: dict[str, tuple[dict[str, float], float, float]] = {
-    "default": ({}, ENTERING, 0.25),
-    "one number": ({"dpp_video_share": 0.3}, ENTERING * 0.3 / DEFAULT_SHARE, 0.25),
+    "default": ({}, *two_stage_ratios(DEFAULT_SHARE, 3, TINY_QWEN3.num_layers)),
+    "both": ({"dpp_video_share": 0.2}, *two_stage_ratios(0.2, 3, TINY_QWEN3.num_layers)),
     "the middle alone": ({"dpp_entry_ratio": 1, "dpp_retention_ratio": 0.25}, 1.0, 0.25),
     "neither": ({"dpp_video_share": 1}, 1.0, 1.0),
 }
@@ -95,7 +94,7 @@ def test_several_videos_a_request_from_many_clients(
     for seed, (frames, side) in enumerate([(12, 224), (8, 160), (20, 192)], start=1):
         path = tmp_path / f"{seed}.mp4"
         clips.append(write_mp4(path, render_frames(seed, frames, side, side), FPS))
-    asked = [(i % 4, (i + 1 + i // 4) % 4, (DEFAULT_SHARE, 0.3, 1)[i % 3]) for i in range(12)]
+    asked = [(i % 4, (i + 1 + i // 4) % 4, (DEFAULT_SHARE, 0.2, 1)[i % 3]) for i in range(12)]
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
 
     def answer(one: tuple[int, int, float]) -> str:

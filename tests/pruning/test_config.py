@@ -17,7 +17,7 @@ def test_defaults():
     assert (config.relevance, config.relevance_sign, config.relevance_floor) == (
         "question",
         "positive",
-        0.1,
+        0.6,
     )
     assert (config.num_segments, config.budget) == (4, "length")
 

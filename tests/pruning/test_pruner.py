@@ -153,7 +153,7 @@ def test_budgets_follow_relevance(segment_by):
     features = scenes + torch.randn(40, 64, generator=generator)
     raw = torch.cat([torch.rand(20, generator=generator) / 100, torch.ones(20)])
     video = VideoTokens(features, raw, 10, 4)
-    config = PruningConfig(segment_by=segment_by, num_segments=2)
+    config = PruningConfig(segment_by=segment_by, num_segments=2, relevance_floor=0.1)
     even = keep_indices([video], config)[0]
     assert int((even < 20).sum()) == 5
     uneven = keep_indices([video], replace(config, budget="relevance"))[0]

@@ -15,7 +15,12 @@ from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGenera
 from vllm.model_executor.models.qwen3_vl import Qwen3VLForConditionalGeneration
 
 from vllm_dpp.pruning import VideoTokens, keep_indices
-from vllm_dpp.serving.cost_model import kv_share, two_stage_ratios
+from vllm_dpp.serving.cost_model import (
+    KEPT_OF_ENTERED,
+    MOST_ENTERING,
+    kv_share,
+    two_stage_ratios,
+)
 from vllm_dpp.serving.front.shares import spread
 from vllm_dpp.serving.settings import ServingSettings
 from vllm_dpp.serving.worker.models import entry
@@ -40,9 +45,22 @@ def test_two_stages_leave_the_share(share: float, layer: int, fraction: float) -
     assert kept == fraction or (entering == 1 and kept > fraction)
 
 
+@given(share=st.floats(0.01, 1), layer=st.integers(0, 27))
+def test_no_more_enters_than_pays(share: float, layer: int) -> None:
+    """By one number: a quarter of what enters is kept, then more of it, then all."""
+    entering, kept = two_stage_ratios(share, layer, 28)
+    assert entering * kv_share(layer, 28, kept) == pytest.approx(share)
+    if share >= MOST_ENTERING:
+        assert (entering, kept) == (share, pytest.approx(1))
+    elif kept == KEPT_OF_ENTERED:
+        assert share < entering <= MOST_ENTERING
+    else:
+        assert entering == MOST_ENTERING and KEPT_OF_ENTERED < kept < 1
+
+
 def test_one_number_sets_both_ratios() -> None:
-    settings = ServingSettings(prune_layer=14, video_share=0.3).with_ratios(28)
-    assert settings.entry_ratio == pytest.approx(0.48) and settings.retention_ratio == 0.25
+    settings = ServingSettings(prune_layer=14, video_share=0.2).with_ratios(28)
+    assert settings.entry_ratio == pytest.approx(0.32) and settings.retention_ratio == 0.25
     assert settings == settings.with_ratios(28)
     assert ServingSettings(prune_layer=14, video_share=1).with_ratios(28).retention_ratio == 1
     for more in ({"entry_ratio": 0.5}, {"retention_ratio": 0.5}):
@@ -241,10 +259,10 @@ def chat(**xargs: Any) -> Any:
 
 
 def test_a_request_over_http_sets_both_stages() -> None:
-    request = chat(dpp_video_share=0.3, dpp_record=1)
+    request = chat(dpp_video_share=0.2, dpp_record=1)
     spread(request, SETTINGS, 8)
     assert request.vllm_xargs == {"dpp_record": 1, "dpp_retention_ratio": 0.25}
-    assert request.mm_processor_kwargs == {"dpp_entry_ratio": pytest.approx(0.48)}
+    assert request.mm_processor_kwargs == {"dpp_entry_ratio": pytest.approx(0.32)}
 
     request = chat(dpp_entry_ratio=0.7, dpp_retention_ratio=1)
     request.mm_processor_kwargs = {"max_pixels": 9}

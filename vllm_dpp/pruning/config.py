@@ -58,7 +58,7 @@ class PruningConfig:
     num_segments: int = 4
     relevance: RelevanceSource = "question"
     relevance_sign: RelevanceSign = "positive"
-    relevance_floor: float = 0.1
+    relevance_floor: float = 0.6
     budget: BudgetRule = "length"
     projection_dim: int | None = None
     max_kernel_bytes: int = 1 << 28

@@ -6,8 +6,11 @@ out: at the lengths of chats the linear layers dominate.)
 """
 
 KEPT_OF_ENTERED = 0.25
-"""What the middle stage keeps of what entered, where one number sets both stages: on long videos,
-where reading the question pays, more that enters and less that is kept answers best."""
+"""The least that the middle stage keeps of what entered, where one number sets both stages: on long
+videos, where reading the question pays, more that enters and less that is kept answers best."""
+MOST_ENTERING = 0.4
+"""Of a video, where one number sets both stages: what enters beyond it is worth less than what it
+costs the middle stage. A larger share is better left to the first stage alone."""
 
 
 def kv_share(prune_layer: int, num_layers: int, retention_ratio: float) -> float:
@@ -31,21 +34,24 @@ def retention_at(share: float, prune_layer: int, num_layers: int) -> float:
 
 
 def two_stage_ratios(
-    share: float, prune_layer: int, num_layers: int, fraction: float = KEPT_OF_ENTERED
+    share: float, prune_layer: int, num_layers: int, fraction: float | None = None
 ) -> tuple[float, float]:
     """What enters the decoder, of the video, and what is kept at layer K, of that.
 
-    Entering tokens take K/L of their cost, kept ones all of it, so that `share` is left at
-    r0 = share / (K/L + (1 - K/L) fraction). Where that is more than 1, everything enters and more
-    of it is kept.
+    Entering tokens take K/L of their cost, kept ones all of it, so that `share` is left where
+    r0 (K/L + (1 - K/L) r1) = share. r1 is `KEPT_OF_ENTERED` as long as r0 is `MOST_ENTERING` at
+    most; then r1 grows up to 1; then r0 is the share.
 
     Args:
         share: of the video's prefill and KV that may be left, in (0, 1].
         prune_layer: K.
         num_layers: L.
-        fraction: kept of what enters, in (0, 1].
+        fraction: another r1, in (0, 1]; where r0 would be more than 1, everything enters and more
+            of it is kept.
     """
-    entering = share / kv_share(prune_layer, num_layers, fraction)
-    if entering <= 1:
-        return entering, fraction
-    return 1.0, retention_at(share, prune_layer, num_layers)
+    entering = share / kv_share(prune_layer, num_layers, fraction or KEPT_OF_ENTERED)
+    most = 1.0 if fraction else MOST_ENTERING
+    if entering <= most:
+        return entering, fraction or KEPT_OF_ENTERED
+    entering = max(share, most)
+    return entering, min(1.0, retention_at(share / entering, prune_layer, num_layers))

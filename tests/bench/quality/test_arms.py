@@ -14,7 +14,7 @@ from vllm_dpp.bench.quality.arms import (  # noqa: E402
     make_arms,
     parse_method,
 )
-from vllm_dpp.serving.cost_model import KEPT_OF_ENTERED, kv_share, retention_at  # noqa: E402
+from vllm_dpp.serving.cost_model import kv_share, retention_at  # noqa: E402
 
 
 def test_names() -> None:
@@ -24,7 +24,7 @@ def test_names() -> None:
     assert parse_method("change+dpp-none@4:1/2") == Method(
         "change+dpp-none@4:1/2", 4, "dpp-none", entry="change", fraction=0.5
     )
-    assert parse_method(TWO_STAGES).fraction == KEPT_OF_ENTERED
+    assert parse_method(TWO_STAGES).fraction is None
     for wrong in (
         "attention",
         "nothing@3",

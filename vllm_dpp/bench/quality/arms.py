@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import Any
 
 from vllm_dpp.bench.quality.selectors import SELECTORS
-from vllm_dpp.serving.cost_model import KEPT_OF_ENTERED, retention_at, two_stage_ratios
+from vllm_dpp.serving.cost_model import retention_at, two_stage_ratios
 from vllm_dpp.serving.request_plan import ARG_PREFIX, CHOICES
 
 BUDGETS = (0.6, 0.4, 0.3, 0.2, 0.15, 0.1)
@@ -19,8 +19,8 @@ ENTRY_RULES = ("change", "dpp", "uniform", "random")
 GRAMMAR = (
     "full, evs, frames, resolution; RULE, which chooses what enters the decoder, one of "
     f"{', '.join(ENTRY_RULES)}; SELECTOR@K, which chooses at layer K, SELECTOR one of "
-    f"{', '.join(SELECTORS)}; or both, RULE+SELECTOR@K[:FRACTION], where K keeps 1/4 or FRACTION "
-    "of what enters"
+    f"{', '.join(SELECTORS)}; or both, RULE+SELECTOR@K[:FRACTION], where K keeps FRACTION of what "
+    "enters, or what --video-share would have it keep"
 )
 
 _AT_LAYER = {
@@ -40,7 +40,7 @@ DEFAULT_METHODS = (
     RESOLUTION,
     "change",
     TWO_STAGES,
-    "change+dpp-softened@4:1/2",
+    "change+dpp-softened-0.6@4:1/4",
     "change+dpp-none@4:1/2",
     *(f"{name}@{layer}" for layer, names in _AT_LAYER.items() for name in names.split()),
 )
@@ -55,14 +55,15 @@ class Method:
         layer: K; None for what happens before the decoder, and for `full`.
         selector: one of `SELECTORS`; None where there is no layer.
         entry: the rule that chooses what enters the decoder; None where everything does.
-        fraction: of what enters that stays from layer K on, where `entry` is given.
+        fraction: of what enters that stays from layer K on, where `entry` is given; `None` for
+            what follows from the share.
     """
 
     name: str
     layer: int | None = None
     selector: str | None = None
     entry: str | None = None
-    fraction: float = 1.0
+    fraction: float | None = None
 
     def ratios(self, share: float, num_layers: int) -> tuple[float, float]:
         """What enters the decoder of the video, and what is kept at layer K of that.
@@ -95,8 +96,8 @@ def parse_method(text: str) -> Method:
         if option is not None:
             raise ValueError(f"{text!r}: a fraction of what enters needs a RULE+ before it")
         return Method(text, int(layer), selector)
-    fraction = KEPT_OF_ENTERED if option is None else float(Fraction(option))
-    if not 0 < fraction <= 1:
+    fraction = None if option is None else float(Fraction(option))
+    if fraction is not None and not 0 < fraction <= 1:
         raise ValueError(f"{text!r}: expected a fraction in (0, 1] after the colon")
     return Method(text, int(layer), selector, entry=entry, fraction=fraction)
 
