@@ -8,14 +8,18 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from vllm_dpp.serve_command import DEFAULT_SHARE
+from vllm_dpp.serving.front.families import family_of
 from vllm_dpp.serving.layer_groups import default_prune_layer, wasted_fraction
 from vllm_dpp.serving.settings import ServingSettings
 
+TIME_TOKENS = 9  # "<12.5 seconds>" and the markers of a slice
 FOLDER = Path(__file__).parents[1] / "configs"
 MODELS = {  # file: model, layers, prune layer, longest prompt, tensor-parallel size
     "qwen2_5_vl_3b.yaml": ("Qwen/Qwen2.5-VL-3B-Instruct", 36, 18, 32768, 1),
     "qwen2_5_vl_7b.yaml": ("Qwen/Qwen2.5-VL-7B-Instruct", 28, 14, 32768, 1),
     "qwen2_5_vl_72b.yaml": ("Qwen/Qwen2.5-VL-72B-Instruct", 80, 40, 32768, 4),
+    "qwen3_vl_8b.yaml": ("Qwen/Qwen3-VL-8B-Instruct", 36, 18, 32768, 1),
+    "qwen3_vl_30b_a3b.yaml": ("Qwen/Qwen3-VL-30B-A3B-Instruct", 48, 24, 32768, 1),
     "cpu_demo.yaml": ("Qwen/Qwen2.5-VL-3B-Instruct", 36, 18, 8192, 1),
 }
 
@@ -38,7 +42,7 @@ def test_settings(parser: FlexibleArgumentParser, name: str) -> None:
     model, num_layers, prune_layer, max_model_len, tensor_parallel = MODELS[name]
     args = parse(parser, name)
     assert args.model == model
-    assert args.hf_overrides == {"architectures": ["DPPQwen2_5_VLForConditionalGeneration"]}
+    assert args.hf_overrides == {"architectures": [variant_of(model)]}
     assert ServingSettings.from_additional_config(args.additional_config) == ServingSettings(
         prune_layer=prune_layer, video_share=DEFAULT_SHARE
     )
@@ -49,6 +53,12 @@ def test_settings(parser: FlexibleArgumentParser, name: str) -> None:
     assert args.tensor_parallel_size == tensor_parallel
 
 
+def variant_of(model: str) -> str:
+    """By the name that its publisher gives it."""
+    kind = "Qwen2_5_VL" if "Qwen2.5" in model else "Qwen3VLMoe" if "A3B" in model else "Qwen3VL"
+    return family_of(f"{kind}ForConditionalGeneration").variant
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_the_longest_video_leaves_half_of_the_prompt(
     parser: FlexibleArgumentParser, name: str
@@ -56,7 +66,11 @@ def test_the_longest_video_leaves_half_of_the_prompt(
     args = parse(parser, name)
     slices = args.media_io_kwargs["video"]["max_frames"] // 2
     pixels = args.mm_processor_kwargs["videos_kwargs"]["size"]["longest_edge"]
-    assert slices * (pixels // 28**2) <= args.max_model_len // 2
+    if "Qwen3" in args.model:  # of all frames of a video, and each slice says its time
+        tokens = pixels // (2 * 32**2) + slices * TIME_TOKENS
+    else:
+        tokens = slices * (pixels // 28**2)
+    assert tokens <= args.max_model_len // 2
 
 
 def test_the_cpu_demo_starts_fast(parser: FlexibleArgumentParser) -> None:

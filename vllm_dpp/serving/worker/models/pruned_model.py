@@ -49,18 +49,13 @@ class PrunedModelMixin:
         """Where a prompt's media stand, in order."""
         raise NotImplementedError
 
-    def split(
-        self, vllm_config: VllmConfig, prefix: str, deepstack_levels: int = 0
-    ) -> ServingSettings:
+    def split(self, vllm_config: VllmConfig, prefix: str, deepstack_levels: int = 0) -> None:
         """Put a selection before the decoder, and split it.
 
         Args:
             vllm_config: The engine's configuration.
             prefix: Of the model.
             deepstack_levels: How many levels of the vision encoder its output holds beside its own.
-
-        Returns:
-            The server's settings.
         """
         settings = ServingSettings.from_vllm_config(vllm_config)
         width = vllm_config.model_config.get_inputs_embeds_size()
@@ -73,7 +68,6 @@ class PrunedModelMixin:
             prefix=f"{prefix}.language_model.model" if prefix else "language_model.model",
             deepstack_levels=deepstack_levels,
         )
-        return settings
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Of each item what enters the decoder; vLLM calls it for images or for videos."""
