@@ -1,9 +1,12 @@
 """What `pip install .` brings: the product, without its laboratory."""
 
+import ast
 import os
+import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -35,6 +38,7 @@ def test_the_product_is_in_it_and_the_laboratory_is_not(installed: Path) -> None
     assert "vllm_dpp/pruning/rules/dpp.py" in names
     assert "vllm_dpp/serving/front/plugin.py" in names
     assert "vllm_dpp/bench/throughput/command.py" in names
+    assert "vllm_dpp/py.typed" in names
     assert not [name for name in names if "quality" in name or name.endswith(".safetensors")]
     assert sum(path.stat().st_size for path in installed.rglob("*.*") if path.is_file()) < 2e6
 
@@ -50,3 +54,26 @@ def test_what_needs_the_laboratory_says_so(installed: Path, arguments: list[str]
     )
     assert done.returncode == 2
     assert "in a checkout of its repository" in done.stderr
+
+
+DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow", "yaml": "pyyaml"}
+"""Where a module's name is not that of what it is installed with."""
+BROUGHT_ALONG = {"triton": "torch", "llvmlite": "numba"}
+
+
+def test_what_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].values()
+    declared = {
+        re.split(r"[\[<>=]", requirement)[0]
+        for requirement in (*project["dependencies"], *(r for extra in extras for r in extra))
+    }
+    for path in (ROOT / "vllm_dpp").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            for name in (name.partition(".")[0] for name in names):
+                if name not in sys.stdlib_module_names and name != "vllm_dpp":
+                    name = BROUGHT_ALONG.get(name, name)
+                    assert DISTRIBUTIONS.get(name, name) in declared, f"{path}: {name}"
