@@ -71,23 +71,28 @@ ENTRY_CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-WHOLE, OTHERS = ["qwen3_vl"], ["qwen3_vl_moe", "qwen2_vl"]
-"""Families of which all cases run and those of which some do, unless ``--family`` names one. Text
-between slices, DeepStack and norms of queries and keys are in the first."""
-SOME = ["K4-caching-async", "K3-scenes-caching-chunked"]
+FIRST, OTHERS = ["qwen3_vl"], ["qwen3_vl_moe", "qwen2_vl"]
+RUN: dict[str | None, tuple[list[str], list[str], list[str]]] = {
+    "case": (FIRST, ["v1"], [*CASES, *ENTRY_CASES]),
+    "other_case": (OTHERS, ["v1"], ["K4-caching-async", "K3-scenes-caching-chunked"]),
+    "v2_case": ([*FIRST, *OTHERS], ["v2"], ["K4-question-free-caching-async"]),
+    None: ([*FIRST, *OTHERS], ["v1", "v2"], []),
+}
+"""Families, runners and cases of each test by its argument, unless ``--family`` names one. Text
+between slices, DeepStack and norms of queries and keys are in the first family."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    wanted = metafunc.config.getoption("--family")
-    whole, others = (WHOLE, OTHERS) if wanted is None else ([wanted], [])
-    families = {"case": whole, "some_case": others}
-    cases = {"case": [*CASES, *ENTRY_CASES], "some_case": SOME}
-    (name,) = [name for name in families if name in metafunc.fixturenames] or [None]
-    metafunc.parametrize("family", families.get(name, [*whole, *others]), scope="module")
+    name = next((name for name in RUN if name in metafunc.fixturenames), None)
+    families, runners, cases = RUN[name]
+    if wanted := metafunc.config.getoption("--family"):
+        families, runners = [wanted], ["v1", "v2"]
+        cases = RUN["case"][2] if name == "case" else []  # which are all
+    metafunc.parametrize("family", families, scope="module")
     if "host" in metafunc.fixturenames:
-        metafunc.parametrize("host", ["v1", "v2"], indirect=True, scope="module")
+        metafunc.parametrize("host", runners, indirect=True, scope="module")
     if name is not None:
-        metafunc.parametrize(name, cases[name])
+        metafunc.parametrize(name, cases)
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +126,15 @@ def test_every_answer_equals_the_reference(
 
 
 def test_as_much_of_other_families(
-    host: EngineHost, judge: Judge, checkpoint: Path, tmp_path: Path, some_case: str
+    host: EngineHost, judge: Judge, checkpoint: Path, tmp_path: Path, other_case: str
 ) -> None:
-    check_case(host, judge, checkpoint, tmp_path, some_case)
+    check_case(host, judge, checkpoint, tmp_path, other_case)
+
+
+def test_the_other_runner(
+    host: EngineHost, judge: Judge, checkpoint: Path, tmp_path: Path, v2_case: str
+) -> None:
+    check_case(host, judge, checkpoint, tmp_path, v2_case)
 
 
 def check_case(host: EngineHost, judge: Judge, checkpoint: Path, tmp_path: Path, case: str) -> None:
