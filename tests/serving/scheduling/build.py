@@ -25,7 +25,7 @@ from vllm.v1.kv_cache_interface import (
 )
 from vllm.v1.request import Request
 
-from tests.serving.scheduling.scenario import TURN_END, Ask, Scenario, Shape
+from tests.serving.scheduling.scenario import PLACEHOLDER, TURN_END, Ask, Scenario, Shape
 from vllm_dpp.serving.engine.kv_cache import CompactAttentionSpec
 from vllm_dpp.serving.engine.scheduler import make_scheduler
 from vllm_dpp.serving.request_plan import plan_request
@@ -40,7 +40,9 @@ def base_config(checkpoint: Path) -> VllmConfig:
     return EngineArgs(
         str(checkpoint),
         hf_overrides={"architectures": [VARIANT]},
-        additional_config={"dpp": {"turn_end_token_id": TURN_END}},
+        additional_config={
+            "dpp": {"turn_end_token_id": TURN_END, "video_token_id": PLACEHOLDER["video"]}
+        },
         max_model_len=MAX_MODEL_LEN,
         max_num_batched_tokens=MAX_MODEL_LEN,
     ).create_engine_config()

@@ -50,6 +50,9 @@ def compare(base: VllmConfig, scenario: Scenario, seen: Seen | None = None) -> t
     ours = play(base, scenario, limit=2 * stock.steps + SLACK)
     if seen is not None:
         seen.add(ours, stock)
+        plan = plan_of(base, scenario)
+        served = [plan(ask) for ask in scenario.asks if not is_refused(base, scenario, ask)]
+        seen.counts["pruned tokens"] += sum(one.num_pruned for one in served if one is not None)
     check_ends(base, scenario, ours)
     for ask in scenario.asks:
         check_end(ask, stock.stories[ask.name])

@@ -36,7 +36,7 @@ def test_the_worker_believes_the_scheduler_of_vllm(base: VllmConfig) -> None:
 def test_pruning_keeps_up_with_the_scheduler_of_vllm(base: VllmConfig) -> None:
     seen = Seen()
     each(range(300), lambda scenario: compare(base, scenario, seen))
-    for kind in ("preemptions", "hit tokens", "aborted", "refused"):
+    for kind in ("preemptions", "hit tokens", "aborted", "refused", "pruned tokens"):
         assert seen.counts[kind] > 0, seen.counts
 
 
