@@ -106,7 +106,10 @@ def _run_engine(run: Run, engine: Engine, arms: Iterable[Arm], file: AnswerFile)
     from vllm_dpp.bench.quality.engine import QualityEngine
 
     started = QualityEngine(run.checkpoint, engine, run.test_set())
+    parent = multiprocessing.parent_process()
     for arm in arms:
+        if parent is not None and not parent.is_alive():
+            return  # the benchmark was killed
         began = time.monotonic()
         answers = started.answer(arm)
         seconds = time.monotonic() - began
