@@ -15,8 +15,8 @@ SKIP_KNOWN := sed -u -e '/^Requirement already satisfied/d' -e '/^Looking in /d'
 
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 \
 	VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
-# Half of the tests, by time; the others are tests/serving.
-BESIDE := tests/bench tests/e2e tests/patches tests/pruning tests/quality tests/reference tests/toy \
+# Half of the tests, by time.
+BESIDE := tests/e2e tests/patches tests/pruning tests/quality tests/reference tests/toy \
 	tests/serving/scheduling tests/serving/test_families.py
 CPU_VLLM := VLLM_CPU_KVCACHE_SPACE=$${VLLM_CPU_KVCACHE_SPACE:-1}
 
