@@ -72,10 +72,11 @@ ENTRY_CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 FIRST, OTHERS = ["qwen3_vl"], ["qwen3_vl_moe", "qwen2_vl"]
-RUN: dict[str | None, tuple[list[str], list[str], list[str]]] = {
+RUN: dict[str | None, tuple[list[str], list[str], list[Any]]] = {
     "case": (FIRST, ["v1"], [*CASES, *ENTRY_CASES]),
     "other_case": (OTHERS, ["v1"], ["K4-caching-async", "K3-scenes-caching-chunked"]),
     "v2_case": ([*FIRST, *OTHERS], ["v2"], ["K4-question-free-caching-async"]),
+    "tensor_parallel_size": (FIRST, [], [2]),
     None: ([*FIRST, *OTHERS], ["v1", "v2"], []),
 }
 """Families, runners and cases of each test by its argument, unless ``--family`` names one. Text
@@ -87,7 +88,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     families, runners, cases = RUN[name]
     if wanted := metafunc.config.getoption("--family"):
         families, runners = [wanted], ["v1", "v2"]
-        cases = RUN["case"][2] if name == "case" else []  # which are all
+        cases = cases if name in ("case", "tensor_parallel_size") else []  # of "case", all
     metafunc.parametrize("family", families, scope="module")
     if "host" in metafunc.fixturenames:
         metafunc.parametrize("host", runners, indirect=True, scope="module")
@@ -177,7 +178,7 @@ def test_ratio_one_is_the_stock_model(host: EngineHost, judge: Judge, checkpoint
 
 
 def test_compiled_and_on_two_ranks(
-    judge: Judge, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    judge: Judge, checkpoint: Path, tensor_parallel_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     dpp = {"prune_layer": 3, "entry_ratio": 0.5, "shard_selection": True}
@@ -188,7 +189,7 @@ def test_compiled_and_on_two_ranks(
             checkpoint,
             dpp,
             enforce_eager=False,
-            tensor_parallel_size=2,
+            tensor_parallel_size=tensor_parallel_size,
             max_num_batched_tokens=64,  # videos are read over several steps
         )
         args = {"dpp_retention_ratio": 0.25}
