@@ -9,8 +9,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.model_executor.layers.rotary_embedding.mrope import MRotaryEmbedding
 from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from vllm.model_executor.models.qwen3_vl import Qwen3VLForConditionalGeneration
 
@@ -31,6 +33,7 @@ from vllm_dpp.serving.worker.models.entry import (
     prompt_positions,
 )
 from vllm_dpp.serving.worker.models.qwen2_5_vl import DPPQwen2_5_VLForConditionalGeneration
+from vllm_dpp.serving.worker.models.qwen3_vl import provide_positions
 from vllm_dpp.serving.worker.models.timed_slices import TimedSlices
 
 WIDTH, DEEP = 24, 8
@@ -295,3 +298,27 @@ def test_an_endpoint_without_processor_arguments() -> None:
     request = CompletionRequest(prompt="Hello", vllm_xargs={"dpp_entry_ratio": 0.5})
     with pytest.raises(ValueError, match="takes no dpp_entry_ratio"):
         spread(request, SETTINGS, 8)
+
+
+@pytest.mark.parametrize("yarn", [False, True], ids=["plain", "yarn"])
+def test_more_positions_leave_those_that_were_known(yarn: bool) -> None:
+    """Of the stock table the rows stay bit for bit, and the next ones are what stock would have."""
+    more: dict[str, Any] = {"scaling_factor": 3.0} if yarn else {}
+    section = [12, 10, 10]
+    with set_current_vllm_config(VllmConfig()):
+        ours = MRotaryEmbedding(
+            64, 64, 64, 1e4, True, torch.float32, section, True, positions_factor=1, **more
+        )
+        known = ours.cos_sin_cache.clone()
+        provide_positions(ours, 400)
+    assert len(ours.cos_sin_cache) == 400
+    assert torch.equal(ours.cos_sin_cache[: len(known)], known)
+    angles = torch.outer(torch.arange(400.0), known_frequencies(known))
+    expected = torch.cat([angles.cos(), angles.sin()], dim=-1) * ours.mscale
+    torch.testing.assert_close(ours.cos_sin_cache, expected, atol=2e-3, rtol=0)
+
+
+def known_frequencies(table: torch.Tensor) -> torch.Tensor:
+    """Of a rotary table, by what one position turns."""
+    cos, sin = table[1].chunk(2)
+    return torch.atan2(sin, cos)

@@ -66,6 +66,12 @@ def on_a_gpu(config: Any, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(refusals, "_is_cpu", lambda: False)
 
 
+def replicas_of_experts(config: Any, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(config.parallel_config, "data_parallel_size", 2)
+    assert list(refused(config)) == [], "without experts replicas have nothing to exchange"
+    patch.setattr(type(config.model_config), "is_moe", True)
+
+
 ON = SimpleNamespace()
 EVENTS = KVEventsConfig(enable_kv_cache_events=True)
 CASES = {
@@ -73,6 +79,10 @@ CASES = {
         "model_config.multimodal_config.mm_processor_kwargs", {"dpp_entry_ratio": 0.5}
     ),
     "--pipeline-parallel-size": setting("parallel_config.pipeline_parallel_size", 2),
+    "--data-parallel-size with experts": replicas_of_experts,
+    "--enable-return-routed-experts": setting(
+        "aux_output_config.enable_return_routed_experts", True
+    ),
     "--decode-context-parallel-size": setting("parallel_config.decode_context_parallel_size", 2),
     "--prefill-context-parallel-size": setting("parallel_config.prefill_context_parallel_size", 2),
     "--enable-dbo / --ubatch-size": setting("parallel_config.enable_dbo", True),

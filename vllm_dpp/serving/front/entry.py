@@ -20,7 +20,7 @@ from vllm_dpp.serving.plan import Grid
 from vllm_dpp.serving.request_plan import ENTRY_RATIO_ARG
 
 NUM_ENTERED = "video_num_entered"
-"""Key of what the processor adds to each video: [1] int64, tokens that enter."""
+"""Key of what the processor adds to each video: int64, tokens that enter."""
 
 POSITIONS_PER_TOKEN = 4
 """Most positions that a video which enters in part takes up, by the length of what is left of it:
@@ -113,8 +113,14 @@ class TimedEntryProcessorMixin(EntryProcessorMixin):
     """
 
     def _num_entering(self, grid: Grid, ratio: float, outputs: Any, item: int) -> int:
-        """All where leaving some out would not pay for the text, which then is the encoder's."""
+        """All where leaving some out would not pay for the text, which then is the encoder's.
+
+        And where slices are so wide that positions would outrun what is left
+        (`POSITIONS_PER_TOKEN`).
+        """
         number, whole = super()._num_entering(grid, ratio, outputs, item), prod(grid)
+        if number == whole:
+            return whole
         num_text = len(self.text_between(outputs["timestamps"][item]))
         length, positions = number + num_text, num_text + grid[0] * max(grid[1:])
         if length >= whole or positions > POSITIONS_PER_TOKEN * length:

@@ -52,6 +52,16 @@ REFUSALS = (
         "it shards prompts by full token positions; leave it at 1",
     ),
     Refusal(
+        "--data-parallel-size with experts",
+        lambda c: c.parallel_config.data_parallel_size > 1 and c.model_config.is_moe,
+        "replicas exchange rows of every layer by their unpruned number; run separate servers",
+    ),
+    Refusal(
+        "--enable-return-routed-experts",
+        lambda c: c.aux_output_config.enable_return_routed_experts,
+        "experts are recorded by full token rows; serve without it",
+    ),
+    Refusal(
         "--enable-dbo / --ubatch-size",
         lambda c: c.parallel_config.use_ubatching,
         "a micro-batch border may split a video; leave micro-batching off",

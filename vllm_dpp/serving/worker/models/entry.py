@@ -116,13 +116,16 @@ class EntryStage:
             [n, W] each.
         """
         embeddings = list(embeddings)
-        self._places = None
         if any(item.shape[1] > self._encoder_width for item in embeddings):
             places = torch.cat([self._places_of(item) for item in embeddings])
             mask = is_multimodal.to(places.device, non_blocking=True)
             by_row = places.new_zeros(len(mask), _COORDINATES)
             self._places = by_row.masked_scatter_(mask[:, None], places)
         return [item[:, : self._encoder_width] for item in embeddings]
+
+    def forget(self) -> None:
+        """A step begins: where the rows of another one stood is of no use."""
+        self._places = None
 
     def place(self, positions: torch.Tensor) -> torch.Tensor | None:
         """Put the rows of the step at their places, once.

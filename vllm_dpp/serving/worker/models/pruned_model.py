@@ -75,8 +75,10 @@ class PrunedModelMixin:
         outputs = super().embed_multimodal(**kwargs)  # type: ignore[misc]
         if counts is None:
             return outputs
-        grids = [self._in_tokens(grid) for grid in kwargs["video_grid_thw"].tolist()]
         numbers = counts.flatten().tolist()
+        if all(number == len(tokens) for number, tokens in zip(numbers, outputs, strict=True)):
+            return outputs
+        grids = [self._in_tokens(grid) for grid in kwargs["video_grid_thw"].tolist()]
         found = self.encoded_videos(outputs, grids, kwargs)
         return self.entry.select(
             [
@@ -92,6 +94,7 @@ class PrunedModelMixin:
         *,
         is_multimodal: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        self.entry.forget()
         if multimodal_embeddings and is_multimodal is not None:
             multimodal_embeddings = self.entry.unpack(multimodal_embeddings, is_multimodal)
         return super().embed_input_ids(  # type: ignore[misc]

@@ -49,7 +49,7 @@ class PrunedQwen3VLMixin(PrunedModelMixin):
         self.split(vllm_config, prefix, self.deepstack_num_level)
         longest = POSITIONS_PER_TOKEN * vllm_config.model_config.max_model_len
         for layer in self.language_model.model.layers:
-            _provide_positions(layer.self_attn.rotary_emb, longest)
+            provide_positions(layer.self_attn.rotary_emb, longest)
 
     def encoded_videos(
         self, outputs: Sequence[torch.Tensor], grids: Sequence[Grid], kwargs: Mapping[str, Any]
@@ -103,12 +103,20 @@ def _text_between(timestamps: Any, tokenizer: Any, config: Any) -> list[int]:
     ).full
 
 
-def _provide_positions(rotary: Any, number: int) -> None:
+def provide_positions(rotary: Any, number: int) -> None:
     """Have a rotary embedding, which layers share, know at least so many positions.
 
     Where a video enters in part, positions go on faster than tokens (`POSITIONS_PER_TOKEN`).
     """
-    if len(rotary.cos_sin_cache) < number:
-        rotary.cache_max_position_num = rotary.max_position_embeddings = number
-        cache = rotary._compute_cos_sin_cache()
-        rotary.cos_sin_cache = cache.to(rotary.cos_sin_cache)
+    table = rotary.cos_sin_cache
+    if len(table) >= number:
+        return
+    # YaRN's frequencies depend on the trained length, which stays what it is.
+    scaling = getattr(rotary, "scaling_factor", None)
+    frequencies = rotary._compute_inv_freq(rotary.base if scaling is None else scaling)
+    positions = torch.arange(len(table), number, device=frequencies.device)
+    angles = torch.outer(positions.float(), frequencies)
+    more = torch.cat([angles.cos(), angles.sin()], dim=-1) * getattr(rotary, "mscale", 1.0)
+    for name in ("cos_sin_cache", "cos_sin_cache_bf16"):
+        if (known := getattr(rotary, name, None)) is not None:
+            setattr(rotary, name, torch.cat([known, more.to(known)]))
