@@ -294,6 +294,17 @@ def test_contradictions_over_http(xargs: dict[str, Any], message: str) -> None:
         spread(chat(**xargs), SETTINGS, 8)
 
 
+@pytest.mark.parametrize(
+    ("ratio", "message"),
+    [(0.5, "compares whole slices"), (0, r"mm_processor_kwargs: dpp_entry_ratio must be a number")],
+)
+def test_what_goes_to_the_processor_is_checked_likewise(ratio: float, message: str) -> None:
+    request = chat(dpp_rule="change")
+    request.mm_processor_kwargs = {"dpp_entry_ratio": ratio}
+    with pytest.raises(ValueError, match=message):
+        spread(request, SETTINGS, 8)
+
+
 def test_an_endpoint_without_processor_arguments() -> None:
     request = CompletionRequest(prompt="Hello", vllm_xargs={"dpp_entry_ratio": 0.5})
     with pytest.raises(ValueError, match="takes no dpp_entry_ratio"):

@@ -4,6 +4,7 @@
 enters go into ``mm_processor_kwargs`` of the same request, before its media are read.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +31,11 @@ def spread(request: Any, settings: ServingSettings, num_layers: int) -> None:
         ValueError: A ratio is bad, or there are two for a stage.
     """
     given = getattr(request, "vllm_xargs", None) or {}
+    kwargs = getattr(request, "mm_processor_kwargs", None) or {}
+    if (of_processor := kwargs.get(ENTRY_RATIO_ARG)) is not None:
+        require_ratio(f"mm_processor_kwargs: {ENTRY_RATIO_ARG}", of_processor)
+        choices = {k: v for k, v in given.items() if k not in (VIDEO_SHARE_ARG, ENTRY_RATIO_ARG)}
+        _check_together(choices, of_processor, settings)
     ratios = {name: given.get(name) for name in (VIDEO_SHARE_ARG, ENTRY_RATIO_ARG)}
     ratios = {name: value for name, value in ratios.items() if value is not None}
     if not ratios and not given.keys() & {VIDEO_SHARE_ARG, ENTRY_RATIO_ARG}:
@@ -50,9 +56,12 @@ def spread(request: Any, settings: ServingSettings, num_layers: int) -> None:
     if entry is not None:
         if not hasattr(request, "mm_processor_kwargs"):
             raise ValueError(f"this endpoint takes no {', '.join(ratios)}")
-        choices = RequestOptions.from_extra_args(xargs).settings(settings)
-        replace(choices, entry_ratio=entry)  # the two stages must go together
-        kwargs = request.mm_processor_kwargs or {}
-        if kwargs.get(ENTRY_RATIO_ARG) not in (None, entry):
+        _check_together(xargs, entry, settings)
+        if of_processor not in (None, entry):
             raise ValueError(f"mm_processor_kwargs: {ENTRY_RATIO_ARG} contradicts vllm_xargs")
         request.mm_processor_kwargs = {**kwargs, ENTRY_RATIO_ARG: entry}
+
+
+def _check_together(xargs: Mapping[str, Any], entry: float, settings: ServingSettings) -> None:
+    """Raise ``ValueError`` where what a request chooses does not go with what enters."""
+    replace(RequestOptions.from_extra_args(xargs).settings(settings), entry_ratio=entry)
