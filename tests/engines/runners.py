@@ -12,7 +12,7 @@ ENVIRONMENT = {
 
 
 def choose(runner: str) -> None:
-    """Set this process up for ``"v1"`` or ``"v2"``.
+    """Set this process up for ``"v1"`` or ``"v2"`` on a CPU, or for ``"cuda"``, V2 on a GPU.
 
     Without a GPU the V2 runner's Triton kernels run in Triton's interpreter on CPU tensors, which
     needs an active driver to be registered.
@@ -23,6 +23,9 @@ def choose(runner: str) -> None:
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
         return
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
+    if runner == "cuda":
+        os.environ["TRITON_F32_DEFAULT"] = "ieee"  # its products would be TF32
+        return
     os.environ["TRITON_INTERPRET"] = "1"
     import triton.backends
 

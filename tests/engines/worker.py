@@ -14,7 +14,7 @@ from vllm_dpp.serving.front.families import family_of
 def serve(connection: Any, runner: str) -> None:
     """Answer (method, arguments) messages until ``stop``; errors travel back as text."""
     runners.choose(runner)
-    worker = EngineWorker()
+    worker = EngineWorker(runner)
     while True:
         try:
             name, args, kwargs = connection.recv()
@@ -32,8 +32,9 @@ def serve(connection: Any, runner: str) -> None:
 class EngineWorker:
     """Builds engines in this process and drives them step by step."""
 
-    def __init__(self) -> None:
+    def __init__(self, runner: str) -> None:
         self.llm: Any = None
+        self.runner = runner
 
     def load(self, checkpoint: str, dpp: dict[str, Any] | None, **engine_args: Any) -> None:
         """Start an engine; ``dpp`` are our settings, ``None`` starts the stock model."""
@@ -59,7 +60,10 @@ class EngineWorker:
             "seed": 0,
             "limit_mm_per_prompt": {"video": 4, "image": 4},
         }
-        self.llm = LLM(checkpoint, **(defaults | plugin | engine_args))
+        arguments = defaults | plugin | engine_args
+        if self.runner == "cuda" and arguments["dtype"] == "float32":
+            arguments["attention_backend"] = "TRITON_ATTN"
+        self.llm = LLM(checkpoint, **arguments)
 
     def unload(self) -> None:
         if self.llm is None:
@@ -206,6 +210,17 @@ class EngineWorker:
             return
         queue = [torch.tensor(indices) for indices in kept]
         selector.select = lambda videos, config: [queue.pop(0) for _ in videos]
+
+
+    def play_graphs(self) -> None:
+        """Let the steps run as piecewise CUDA graphs would; ``replays`` counts them."""
+        from tests.engines.graphs import play_graphs
+
+        self.played = play_graphs(self.model.language_model.model)
+
+    def replays(self) -> list[int]:
+        """Of each stack."""
+        return [graph.replays for graph in self.played]
 
 
 class SchedulerProbe:

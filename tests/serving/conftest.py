@@ -7,8 +7,11 @@ import pytest
 from tests.engines.host import EngineHost, engine_host
 
 
-@pytest.fixture(scope="module", params=["v1", "v2"])
+CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
+
+
+@pytest.fixture(scope="module", params=["v1", "v2", CUDA])
 def host(request: pytest.FixtureRequest) -> Iterator[EngineHost]:
-    """An engine process on each of vLLM's two model runners."""
+    """An engine process on each of vLLM's two model runners, and on a GPU."""
     with engine_host(request.param) as started:
         yield started

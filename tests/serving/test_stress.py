@@ -16,6 +16,8 @@ from tests.engines.traffic import Arrival, Traffic
 from tests.reference.chats import CHATS, assistant, text, user, video
 from vllm_dpp.serving.settings import ServingSettings
 
+from .conftest import CUDA
+
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
 BLOCK_SIZE, PRUNE_LAYER, ENTERING = 32, 2, 0.7
@@ -38,9 +40,10 @@ MORE_CHATS = {
 RUNS: dict[str, tuple[tuple[dict[str, Any], bool], ...]] = {
     "v1": (({}, False), ({"relevance": "none"}, True)),
     "v2": (({}, True), ({"max_deferred_tokens": 160}, False)),
+    "cuda": (({}, True), ({"max_deferred_tokens": 160}, False)),
 }
 """For each runner further settings, and whether scheduling is asynchronous."""
-SHARE = {"v1": 1.0, "v2": 0.2}  # of the requests; V2 runs in Triton's interpreter
+SHARE = {"v1": 1.0, "v2": 0.2, "cuda": 1.0}  # of the requests; V2 runs in Triton's interpreter
 
 
 def named(chat: str, entering: float) -> str:
@@ -96,7 +99,7 @@ def check(
     return counts
 
 
-@pytest.mark.parametrize("runner", RUNS)
+@pytest.mark.parametrize("runner", ["v1", "v2", CUDA])
 def test_starved_engine_stays_exact(
     runner: str, judge: Judge, tiny_checkpoint: Path, pytestconfig: pytest.Config
 ) -> None:

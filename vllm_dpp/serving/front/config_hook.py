@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from vllm.config.compilation import CUDAGraphMode
 from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
-from vllm.platforms import current_platform
 
 from vllm_dpp.serving.front.families import family_of
 from vllm_dpp.serving.front.meaning import meaning
@@ -140,13 +139,11 @@ def _choose_worker(vllm_config: "VllmConfig") -> None:
 
 
 def _choose_cudagraphs(vllm_config: "VllmConfig") -> None:
-    """Piecewise graphs are keyed by the unpruned batch size: keep full graphs, for decoding."""
+    """A graph of a whole mixed step would hold the unpruned size for all layers."""
     compilation = vllm_config.compilation_config
-    if current_platform.is_cpu() or compilation.cudagraph_mode == CUDAGraphMode.NONE:
-        return
-    if compilation.cudagraph_mode not in (None, CUDAGraphMode.FULL_DECODE_ONLY):
-        logger.info("cudagraph_mode is set to FULL_DECODE_ONLY: prefills that prune run eagerly")
-    compilation.cudagraph_mode = CUDAGraphMode.FULL_DECODE_ONLY
+    if compilation.cudagraph_mode == CUDAGraphMode.FULL:
+        logger.info("cudagraph_mode is set to FULL_DECODE_ONLY: a prefill may lose rows midway")
+        compilation.cudagraph_mode = CUDAGraphMode.FULL_DECODE_ONLY
 
 
 def _raise_for(problems: str | Sequence[str]) -> None:

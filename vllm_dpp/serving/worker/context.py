@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from vllm.config.compilation import CUDAGraphMode
 from vllm.forward_context import get_forward_context
 
 from vllm_dpp.serving.plan import Grid, MediaSpan, PrunedTurn, PrunedVideo, PrunePlan
@@ -242,14 +243,15 @@ class PruningContext:
         """
         context = get_forward_context()
         attn_metadata, slot_mapping = self.passes[number]()
-        before = context.attn_metadata, context.slot_mapping
+        before = context.attn_metadata, context.slot_mapping, context.cudagraph_runtime_mode
         assert isinstance(context.attn_metadata, dict) and isinstance(context.slot_mapping, dict)
         context.attn_metadata = context.attn_metadata | attn_metadata
         context.slot_mapping = context.slot_mapping | slot_mapping
+        context.cudagraph_runtime_mode = CUDAGraphMode.NONE  # graphs have the step's size
         try:
             yield
         finally:
-            context.attn_metadata, context.slot_mapping = before
+            context.attn_metadata, context.slot_mapping, context.cudagraph_runtime_mode = before
 
 
 def _in_part(media: Sequence[MediaSpan], grids: dict[int, Grid]) -> list[EnteringVideo]:

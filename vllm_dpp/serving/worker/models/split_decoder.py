@@ -23,6 +23,7 @@ from vllm_dpp.pruning.dpp.select import warm_up
 from vllm_dpp.serving.step import StepLayout
 from vllm_dpp.serving.worker.attention import make_compact
 from vllm_dpp.serving.worker.context import PruningContext
+from vllm_dpp.serving.worker.models.graph_inputs import GraphInputs
 from vllm_dpp.serving.worker.models.selection import States, VideoSelector, merged
 from vllm_dpp.serving.worker.models.upper_rows import RangeReader, UpperRows, gather, scatter
 from vllm_dpp.serving.worker.range_buffer import RangeBuffer
@@ -140,6 +141,8 @@ class SplitDecoder(nn.Module):
         self.below_relevance = stack("dpp_below_relevance", 0, first)
         self.below_split = stack("dpp_below_split", first, split)
         self.above_split = stack("dpp_above_split", split, len(self.layers))
+        self.into_split = GraphInputs(weight, vllm_config)
+        self.into_upper = GraphInputs(weight, vllm_config)
 
     def _make_buffer(self, like: torch.Tensor, vllm_config: VllmConfig) -> RangeBuffer:
         key_shape: tuple[int, ...] = (0,)
@@ -180,8 +183,10 @@ class SplitDecoder(nn.Module):
         lower = positions, deepstack_input_embeds
         if layout is None or layout.is_plain:
             states = self._run_lower(self.below_relevance, (hidden, None), *lower)
+            if self.below_relevance is not None:
+                states = self.into_split(states)
             states = self._run_lower(self.below_split, states, *lower)
-            return self._finish(positions, states)
+            return self._finish(positions, self.into_upper(states))
         return self._prune(layout, hidden, *lower)
 
     def _reserve_workspace(self, hidden: torch.Tensor) -> None:
@@ -217,6 +222,8 @@ class SplitDecoder(nn.Module):
             self.context.store_own(part)
 
         states = self._run_lower(self.below_relevance, (hidden, None), positions, deepstack)
+        if self.below_relevance is not None:
+            states = self.into_split(states)
         relevance = None
         if self.selector.needs_relevance:
             layer = self.layers[self.relevance_layer]
