@@ -33,6 +33,7 @@ BENCHMARKS = {
     "quality": "vllm_dpp.bench.quality.command",
     "chat": "vllm_dpp.bench.chat.command",
     "soak": "vllm_dpp.bench.soak.command",
+    "gpu": "vllm_dpp.bench.gpu.command",
 }
 
 
@@ -84,17 +85,18 @@ def show(argv: Sequence[str]) -> int:
 
 
 def bench(argv: Sequence[str]) -> int:
-    """measure it: `bench pruner`, `share-out`, `throughput`, `quality`, `chat`, `soak`"""
+    """measure it: `bench pruner`, `share-out`, `throughput`, `quality`, `chat`, `soak`, `gpu`"""
     parser = argparse.ArgumentParser(
         prog="vllm-dpp bench",
-        usage="%(prog)s {pruner,large-segments,share-out,throughput,quality,chat,soak} [arguments]",
+        usage=f"%(prog)s {{{','.join(BENCHMARKS)}}} [arguments]",
         epilog="pruner: the selection alone, against other algorithms; needs PyTorch only. "
         "large-segments: its low-rank path and ranks that share the work; needs PyTorch only. "
         "share-out: how the tokens of a long video are shared among its segments. "
         "throughput: whole engines, against stock vLLM. "
         "quality: right answers of a small trained model, by method, at equal cost. "
         "chat: real servers, conversations about a video and streams that a long video meets. "
-        "soak: one real server under everything at once, for minutes.",
+        "soak: one real server under everything at once, for minutes. "
+        "gpu: all that only a GPU can show, in stages.",
     )
     parser.add_argument("benchmark", choices=list(BENCHMARKS))
     chosen = parser.parse_args(argv[:1]).benchmark

@@ -211,7 +211,6 @@ class EngineWorker:
         queue = [torch.tensor(indices) for indices in kept]
         selector.select = lambda videos, config: [queue.pop(0) for _ in videos]
 
-
     def play_graphs(self) -> None:
         """Let the steps run as piecewise CUDA graphs would; ``replays`` counts them."""
         from tests.engines.graphs import play_graphs

@@ -6,7 +6,6 @@ import pytest
 
 from tests.engines.host import EngineHost, engine_host
 
-
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 
 

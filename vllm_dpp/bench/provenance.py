@@ -13,6 +13,9 @@ from typing import Any
 import torch
 
 UNKNOWN = "unknown"
+COMMIT = "VLLM_DPP_COMMIT"
+"""Environment variable: the commit of files that were copied without their repository, and
+``+changes`` after it if they differ from it."""
 
 
 def provenance(
@@ -102,10 +105,14 @@ def _version(*distributions: str) -> str:
 
 
 def git_state(folder: Path = Path(__file__).parent) -> tuple[str | None, bool | None]:
-    """Commit hash and whether tracked or new files differ from it; None outside a checkout."""
+    """Commit hash and whether tracked or new files differ from it.
+
+    Outside a checkout both are None, or what whoever copied the files there says in ``COMMIT``.
+    """
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
-        return None, None
+        told = os.environ.get(COMMIT)
+        return (told.removesuffix("+changes"), told.endswith("+changes")) if told else (None, None)
     return commit, bool(_git(folder, "status", "--porcelain"))
 
 

@@ -143,6 +143,10 @@ class Driver:
         """
         prompts = workload.prompts(self.engine.get_tokenizer())
         self._reset()
+        if workload.encoded_before:
+            self._step_through(Round(), self._submit(prompts, workload), lambda: None)
+            self.engine.reset_prefix_cache()
+            self.recorder.reset()
         done = Round()
         start = time.perf_counter()
         ids = self._submit(prompts, workload)
@@ -212,4 +216,5 @@ class Driver:
         done.group_blocks = [sum(counts) / len(counts) for counts in groups]
         for videos in recorder.videos.values():
             done.video_tokens.append(sum(video.length for video in videos))
-            done.video_ends.append(max(video.offset + video.length for video in videos))
+            ends = [video.offset + video.length for video in videos]
+            done.video_ends.append(max(ends, default=0))

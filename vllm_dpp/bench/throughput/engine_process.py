@@ -67,7 +67,15 @@ class EngineProcess:
 
     def begin(self, workload: Workload) -> None:
         """Submit one workload; each of its steps then waits for a ``turn``."""
+        self.submit(workload)
+        self.submitted()
+
+    def submit(self, workload: Workload) -> None:
+        """``begin``, without waiting: its videos are processed meanwhile."""
         self._pipe.send((workload,))
+
+    def submitted(self) -> None:
+        """Wait until what ``submit`` began is done."""
         self._receive()
 
     def turn(self) -> Round | None:

@@ -1,0 +1,1 @@
+"""Everything that only a GPU can show, in stages; see ``command``."""
