@@ -60,9 +60,11 @@ class EngineWorker:
             "seed": 0,
             "limit_mm_per_prompt": {"video": 4, "image": 4},
         }
+        if self.runner == "cuda":
+            defaults["gpu_memory_utilization"] = 0.08  # so that others may run beside it
+            if engine_args.get("dtype", defaults["dtype"]) == "float32":
+                defaults["attention_backend"] = "TRITON_ATTN"
         arguments = defaults | plugin | engine_args
-        if self.runner == "cuda" and arguments["dtype"] == "float32":
-            arguments["attention_backend"] = "TRITON_ATTN"
         self.llm = LLM(checkpoint, **arguments)
 
     def unload(self) -> None:
