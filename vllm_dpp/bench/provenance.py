@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 UNKNOWN = "unknown"
-COMMIT = "VLLM_DPP_COMMIT"
+COMMIT = "DPP_COMMIT"
 """Environment variable: the commit of files that were copied without their repository, and
 ``+changes`` after it if they differ from it."""
 
@@ -107,12 +107,13 @@ def _version(*distributions: str) -> str:
 def git_state(folder: Path = Path(__file__).parent) -> tuple[str | None, bool | None]:
     """Commit hash and whether tracked or new files differ from it.
 
-    Outside a checkout both are None, or what whoever copied the files there says in ``COMMIT``.
+    Whoever has copied the files elsewhere says it in ``COMMIT``. Outside a checkout both are None.
     """
+    if told := os.environ.get(COMMIT):
+        return told.removesuffix("+changes"), told.endswith("+changes")
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
-        told = os.environ.get(COMMIT)
-        return (told.removesuffix("+changes"), told.endswith("+changes")) if told else (None, None)
+        return None, None
     return commit, bool(_git(folder, "status", "--porcelain"))
 
 

@@ -29,18 +29,12 @@ from vllm_dpp.serving.worker.models.upper_rows import RangeReader, UpperRows, ga
 from vllm_dpp.serving.worker.range_buffer import RangeBuffer
 
 
-@support_torch_compile(
-    dynamic_arg_dims={
-        "positions": {-1: "b"},
-        "hidden_states": {0: "b"},
-        "residual": {0: "b"},
-        "deepstack": {0: "b"},
-    }
-)
 class LayerStack(nn.Module):
     """Consecutive layers, compiled as one graph. The layers stay owned by the decoder.
 
-    A stack is given `deepstack` in every step or in none, since it is compiled once.
+    A stack is given `deepstack` in every step or in none, since it is compiled once. Every stack of
+    a decoder is a class of its own: vLLM names what it has compiled by the class alone, so one
+    would find another's graph on disk (``patches/compile-cache.md``).
     """
 
     def __init__(
@@ -60,13 +54,14 @@ class LayerStack(nn.Module):
         self.__dict__["layers"] = list(layers)
         self.first = first
 
-    def forward(
+    def run(
         self,
         positions: torch.Tensor,
         hidden_states: torch.Tensor,
         residual: torch.Tensor | None,
-        deepstack: IntermediateTensors | None = None,
+        deepstack: IntermediateTensors | None,
     ) -> States:
+        """The layers, one after another."""
         for number, layer in enumerate(self.layers, self.first):
             hidden_states, residual = layer(
                 positions=positions, hidden_states=hidden_states, residual=residual
@@ -74,6 +69,58 @@ class LayerStack(nn.Module):
             if deepstack is not None and number < len(deepstack):
                 hidden_states = hidden_states + deepstack[f"deepstack_input_embeds_{number}"]
         return hidden_states, residual
+
+
+_compiled = support_torch_compile(
+    dynamic_arg_dims={
+        "positions": {-1: "b"},
+        "hidden_states": {0: "b"},
+        "residual": {0: "b"},
+        "deepstack": {0: "b"},
+    }
+)
+
+
+@_compiled
+class BelowRelevance(LayerStack):
+    """The layers below the one where questions are read."""
+
+    def forward(
+        self,
+        positions: torch.Tensor,
+        hidden_states: torch.Tensor,
+        residual: torch.Tensor | None,
+        deepstack: IntermediateTensors | None = None,
+    ) -> States:
+        return self.run(positions, hidden_states, residual, deepstack)
+
+
+@_compiled
+class BelowSplit(LayerStack):
+    """From there to layer K."""
+
+    def forward(
+        self,
+        positions: torch.Tensor,
+        hidden_states: torch.Tensor,
+        residual: torch.Tensor | None,
+        deepstack: IntermediateTensors | None = None,
+    ) -> States:
+        return self.run(positions, hidden_states, residual, deepstack)
+
+
+@_compiled
+class AboveSplit(LayerStack):
+    """Layers from K on, which see kept rows alone."""
+
+    def forward(
+        self,
+        positions: torch.Tensor,
+        hidden_states: torch.Tensor,
+        residual: torch.Tensor | None,
+        deepstack: IntermediateTensors | None = None,
+    ) -> States:
+        return self.run(positions, hidden_states, residual, deepstack)
 
 
 class SplitDecoder(nn.Module):
@@ -126,11 +173,11 @@ class SplitDecoder(nn.Module):
         )
         context.attach(self.buffer)
 
-        def stack(tag: str, start: int, end: int) -> LayerStack | None:
+        def stack(of_class: type[LayerStack], tag: str, start: int, end: int) -> LayerStack | None:
             if start == end:
                 return None
             with set_model_tag(tag):
-                return LayerStack(
+                return of_class(
                     vllm_config=vllm_config,
                     prefix=f"{prefix}.{tag}",
                     layers=self.layers[start:end],
@@ -138,9 +185,9 @@ class SplitDecoder(nn.Module):
                 )
 
         first = min(self.relevance_layer, split)
-        self.below_relevance = stack("dpp_below_relevance", 0, first)
-        self.below_split = stack("dpp_below_split", first, split)
-        self.above_split = stack("dpp_above_split", split, len(self.layers))
+        self.below_relevance = stack(BelowRelevance, "dpp_below_relevance", 0, first)
+        self.below_split = stack(BelowSplit, "dpp_below_split", first, split)
+        self.above_split = stack(AboveSplit, "dpp_above_split", split, len(self.layers))
         self.into_split = GraphInputs(weight, vllm_config)
         self.into_upper = GraphInputs(weight, vllm_config)
 
