@@ -50,14 +50,36 @@ class Server:
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read())
 
-    def metric(self, name: str) -> float:
-        """Sum of one Prometheus metric over its labels."""
+    def metrics(self) -> list[str]:
+        """The lines of all Prometheus metrics."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as reply:
-            lines = reply.read().decode().splitlines()
-        found = [line.split() for line in lines if line.startswith(name + "{")]
+            return reply.read().decode().splitlines()
+
+    def metric(self, name: str, label: str = "") -> float:
+        """Sum of one Prometheus metric over its labels, or over those that hold ``label``."""
+        found = [line.split() for line in self.metrics() if line.startswith(name + "{")]
         if not found:
             raise KeyError(name)
-        return sum(float(parts[-1]) for parts in found)
+        return sum(float(parts[-1]) for parts in found if label in parts[0])
+
+    def counts(self) -> dict[str, float]:
+        """What is on the server's ``/metrics`` of video pruning, and only counts up."""
+        names = [f'vllm_dpp_video_tokens_total:stage="{s}"' for s in ("seen", "entered", "kept")]
+        parts = ("entry", "relevance", "choice")
+        names += [f'vllm_dpp_selection_seconds_count:part="{part}"' for part in parts]
+        names += ["vllm_dpp_saved_kv_bytes_total:", "vllm_dpp_cached_videos_total:"]
+        return {name.split(":")[1] or name: self.metric(*name.split(":")) for name in names}
+
+    def counted(self, before: dict[str, float], seen: int) -> dict[str, float]:
+        """What was added to ``counts``, once so many tokens more have been seen, and a moment
+        later, when all processes have written theirs.
+        """
+        end = time.monotonic() + 30
+        while self.counts()['stage="seen"'] < before['stage="seen"'] + seen:
+            assert time.monotonic() < end, (before, self.counts())
+            time.sleep(0.2)
+        time.sleep(2)
+        return {name: value - before[name] for name, value in self.counts().items()}
 
 
 @contextmanager

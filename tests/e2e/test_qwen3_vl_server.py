@@ -1,4 +1,4 @@
-"""Qwen3-VL behind a real server with its defaults: mp4 files over HTTP, both stages."""
+"""Qwen3-VL behind a real server with two front ends: mp4 files over HTTP, both stages."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +12,7 @@ from tests.e2e.server import Server, serve
 from tests.e2e.test_server import FPS, MAX_TOKENS, ask, openai_messages, part, words
 from tests.engines.judge import Judge
 from tests.engines.traffic import Answer
+from vllm_dpp.pruning.budget import num_kept
 from vllm_dpp.serve_command import DEFAULT_SHARE
 from vllm_dpp.serving.cost_model import two_stage_ratios
 from vllm_dpp.serving.settings import ServingSettings
@@ -22,6 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
 SETTINGS = ServingSettings(prune_layer=3)
 BLOCK_SIZE = 128  # vLLM's own choice on a CPU
+TOKENS = 8 * 7 * 7  # of a clip
 QUESTION, LATER = "What moves?", "And then?"
 
 
@@ -45,7 +47,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     arguments = ["--max-model-len", "2048", "--max-num-seqs", "8", "--dtype", "float32"]
-    arguments += ["--max-num-batched-tokens", "384", "--enforce-eager"]
+    arguments += ["--max-num-batched-tokens", "384", "--enforce-eager", "--api-server-count", "2"]
     with serve(checkpoint, tmp_path_factory.mktemp("server") / "log.txt", arguments) as started:
         yield started
 
@@ -116,3 +118,19 @@ def test_several_videos_a_request_from_many_clients(
         together = list(pool.map(answer, asked))
     assert together == [answer(one) for one in asked]
     assert server.metric("vllm:kv_cache_usage_perc") == 0
+
+
+def test_metrics_of_two_front_ends_are_one(server: Server, tmp_path: Path) -> None:
+    clip = write_mp4(tmp_path / "new.mp4", render_frames(71, 16, 224, 224), FPS)
+    messages = openai_messages([(as_data_url(clip), QUESTION, None)])
+    before, refused = server.counts(), server.metric("vllm_dpp_refused_requests_total")
+    for _ in range(4):
+        ask(server, messages, vllm_xargs={"dpp_video_share": 0.2})
+        body = {"model": server.model, "messages": messages, "vllm_xargs": {"dpp_ratio": 1}}
+        assert server.post("/v1/chat/completions", body)[0] == 400
+    found = server.counted(before, 4 * TOKENS)
+    entering, _ = two_stage_ratios(0.2, 3, TINY_QWEN3.num_layers)
+    assert found['stage="seen"'] == 4 * TOKENS
+    assert found['stage="entered"'] == 4 * num_kept(TOKENS, entering)
+    assert found["vllm_dpp_cached_videos_total"] == 3 and found['part="entry"'] == 1
+    assert server.metric("vllm_dpp_refused_requests_total") == refused + 4

@@ -1,6 +1,7 @@
 """Chat about real mp4 files with a real server over HTTP; the reference judges every answer."""
 
 import base64
+import re
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from tests.e2e.server import Server, serve
 from tests.engines.judge import Judge
 from tests.engines.traffic import Answer
 from vllm_dpp.serving.settings import ServingSettings
+from vllm_dpp.toy.checkpoint import TINY
 from vllm_dpp.toy.video import as_data_url, render_frames, write_mp4
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
@@ -29,6 +31,7 @@ CLIP_BYTES = 512 * 4 * 1176 + 2**12  # of a clip's patches in the media cache, a
 FPS = 2.0  # the server samples two frames a second: all of them
 QUESTION = "What moves?"
 MAX_TOKENS = 6
+KV_BYTES_OF_LAYER = 2 * TINY.num_kv_heads * TINY.head_dim * 4
 MEDIA_CACHE_MISS = "Multi-modal cache miss for request"
 
 
@@ -316,6 +319,47 @@ def test_tokens_in_tokens_out(server: Server, media: Path, one_turn: Any) -> Non
     ):
         status, reply = generate(**params)
         assert status == 400 and remedy in reply["error"]["message"]
+
+
+def test_metrics_tell_what_was_pruned(server: Server, tmp_path: Path) -> None:
+    clip = write_mp4(tmp_path / "new.mp4", render_frames(70, 16, CLIP_SIZE, CLIP_SIZE), FPS)
+    messages = openai_messages([(as_data_url(clip), QUESTION, None)])
+    before = server.counts()
+    ask(server, messages, vllm_xargs={"dpp_entry_ratio": 0.5})
+    cold = server.counted(before, 512)
+    assert (cold['stage="seen"'], cold['stage="entered"']) == (512, 256)
+    kept = cold['stage="kept"']
+    assert 64 <= kept < 64 + BLOCK_SIZE
+    left_out = 256 * TINY.num_layers + (256 - kept) * (TINY.num_layers - SETTINGS.split_layer)
+    assert cold["vllm_dpp_saved_kv_bytes_total"] == left_out * KV_BYTES_OF_LAYER
+    assert cold["vllm_dpp_cached_videos_total"] == 0
+    assert (cold['part="entry"'], cold['part="choice"']) == (1, 1) and cold['part="relevance"'] >= 1
+
+    before = server.counts()
+    ask(server, messages, vllm_xargs={"dpp_entry_ratio": 0.5})
+    warm = server.counted(before, 512)
+    assert warm['stage="kept"'] == kept and warm["vllm_dpp_cached_videos_total"] == 1
+    assert not any(count for name, count in warm.items() if name.startswith("part="))
+
+
+def test_metrics_tell_why_requests_were_refused(server: Server) -> None:
+    refused = "vllm_dpp_refused_requests_total"
+    for reason, xargs in {
+        "min_retention_ratio": {"dpp_retention_ratio": 0.001},
+        "record_dir": {"dpp_record": 1},
+        "argument": {"dpp_ratio": 0.5},
+    }.items():
+        before = server.metric(refused, f'reason="{reason}"')
+        body = {"model": server.model, "messages": openai_messages([("", QUESTION, None)])}
+        assert server.post("/v1/chat/completions", body | {"vllm_xargs": xargs})[0] == 400
+        assert server.metric(refused, f'reason="{reason}"') == before + 1
+
+
+def test_metrics_are_those_of_the_documentation(server: Server) -> None:
+    names = {re.split(r"[{ ]", line)[0] for line in server.metrics() if line.startswith("vllm_dpp")}
+    found = {re.sub("_(bucket|sum|count)$", "", name) for name in names}
+    page = Path(__file__).parents[2] / "vllm_dpp" / "serving" / "README.md"
+    assert found == set(re.findall(r"`(vllm_dpp_[a-z_]+)`", page.read_text()))
 
 
 def test_a_video_too_long_for_the_buffer_gets_400_and_runs_unpruned(

@@ -413,7 +413,7 @@ def test_a_cuda_graph_replays_on_other_features_offsets_and_budgets(video):
     inputs, sizes, _, _ = video
     greedy_map_fused(*inputs, **sizes)  # compiles
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
         replayed = greedy_map_fused(*inputs, **sizes)
     features, relevance, offsets, budgets = inputs
     features.copy_(features.flip(0))

@@ -5,6 +5,7 @@ import inspect
 import pytest
 import torch
 import vllm
+from vllm.compilation import decorators
 from vllm.forward_context import ForwardContext
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.models.qwen2_5_vl import (
@@ -28,6 +29,7 @@ from vllm_dpp.serving.front.entry import EntryProcessorMixin
 from vllm_dpp.serving.worker.attention import CompactAttention, make_compact
 from vllm_dpp.serving.worker.model_state import PruningModelState
 from vllm_dpp.serving.worker.models.pruned_model import PrunedModelMixin
+from vllm_dpp.serving.worker.models.split_decoder import AboveSplit, BelowRelevance, BelowSplit
 from vllm_dpp.serving.worker.v1.runner import PruningCPUModelRunner
 
 
@@ -161,5 +163,11 @@ def test_deepstack_adds_after_a_layer_what_it_is_given_by_name() -> None:
 
 def test_the_forward_context_has_what_a_pass_exchanges() -> None:
     fields = ForwardContext.__dataclass_fields__
-    assert {"attn_metadata", "slot_mapping"} <= set(fields)
+    assert {"attn_metadata", "slot_mapping", "cudagraph_runtime_mode"} <= set(fields)
     assert not ForwardContext.__dataclass_params__.frozen
+
+
+def test_every_stack_has_a_name_of_its_own_in_the_compile_cache() -> None:
+    assert "_model_hash_key(self.forward)" in inspect.getsource(decorators)
+    stacks = (BelowRelevance, BelowSplit, AboveSplit)
+    assert len({decorators._model_hash_key(stack.forward) for stack in stacks}) == len(stacks)

@@ -107,7 +107,13 @@ def test_a_server_that_does_not_start(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ARMS)
 def test_arms(name: str) -> None:
     arm = make_arm(
-        name, num_layers=12, prune_layer=6, retention_ratio=0.25, decide_every=512, on_cpu=True
+        name,
+        num_layers=12,
+        prune_layer=6,
+        retention_ratio=0.25,
+        decide_every=512,
+        video_share=0.4,
+        on_cpu=True,
     )
     words = arm.command("toy", ["--dtype", "float32"])
     assert arm.is_pruned == name.startswith("dpp") == ("vllm_dpp" in words)
@@ -119,7 +125,13 @@ def test_arms(name: str) -> None:
 def test_an_unknown_arm() -> None:
     with pytest.raises(ValueError, match="unknown arm 'fast'"):
         make_arm(
-            "fast", num_layers=2, prune_layer=1, retention_ratio=1, decide_every=1, on_cpu=True
+            "fast",
+            num_layers=2,
+            prune_layer=1,
+            retention_ratio=1,
+            decide_every=1,
+            video_share=1,
+            on_cpu=True,
         )
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_dpp.serving.cost_model import kv_share
-from vllm_dpp.serving.request_plan import RETENTION_RATIO_ARG
+from vllm_dpp.serving.request_plan import VIDEO_SHARE_ARG
 
-ARMS = ("stock", "dpp", "dpp-none", "dpp-pieces", "evs")
+ARMS = ("stock", "dpp", "dpp-none", "dpp-pieces", "dpp-share", "evs")
 EVS_WORKER = "vllm_dpp.bench.chat.evs_worker.EvsWorker"
 
 
@@ -18,7 +18,7 @@ class Arm:
 
     Args:
         name: One of ``ARMS``.
-        is_pruned: Whether it prunes in the decoder, so that requests may have arguments of ours.
+        is_pruned: Whether it is one of ours, so that requests may have arguments of ours.
         flags: What only this server is started with.
         environment: What only this server finds in its environment, names and values.
         has_prefix_caching: Whether the server may answer from its prefix cache.
@@ -33,7 +33,7 @@ class Arm:
     @property
     def unpruned(self) -> dict[str, Any]:
         """Fields of a request that make it keep every token."""
-        return {"vllm_xargs": {RETENTION_RATIO_ARG: 1.0}} if self.is_pruned else {}
+        return {"vllm_xargs": {VIDEO_SHARE_ARG: 1.0}} if self.is_pruned else {}
 
     def command(self, model: str, flags: Sequence[str]) -> list[str]:
         """What starts it: `vllm-dpp serve`, or `vllm serve` for the others."""
@@ -48,18 +48,21 @@ def make_arm(
     prune_layer: int,
     retention_ratio: float,
     decide_every: int,
+    video_share: float,
     on_cpu: bool,
 ) -> Arm:
     """One arm.
 
     Args:
         name: ``stock``; ``dpp``, which reads the question; ``dpp-none``, diversity alone;
-            ``dpp-pieces``, which decides pieces of a video as they come; or ``evs``, vLLM's own
-            pruning before the decoder, which leaves as much KV as ``dpp``.
+            ``dpp-pieces``, which decides pieces of a video as they come; ``dpp-share``, set by one
+            number; or ``evs``, vLLM's own pruning before the decoder, which leaves as much KV as
+            ``dpp``.
         num_layers: L.
         prune_layer: K.
         retention_ratio: r, in (0, 1].
         decide_every: Tokens of a piece.
+        video_share: That number, in (0, 1].
         on_cpu: EVS needs help there (patches/evs-on-cpu.md).
 
     Raises:
@@ -73,12 +76,13 @@ def make_arm(
         flags = ["--video-pruning-rate", str(rate), "--no-enable-prefix-caching"]
         flags += ["--worker-cls", EVS_WORKER] if on_cpu else []
         return Arm(name, False, tuple(flags), without_plugins, has_prefix_caching=False)
+    ratio = ("--retention-ratio", str(retention_ratio))
     more = {
-        "dpp": (),
-        "dpp-none": ("--relevance", "none"),
-        "dpp-pieces": ("--relevance", "none", "--decide-every", str(decide_every)),
+        "dpp": ratio,
+        "dpp-none": (*ratio, "--relevance", "none"),
+        "dpp-pieces": (*ratio, "--relevance", "none", "--decide-every", str(decide_every)),
+        "dpp-share": ("--video-share", str(video_share)),
     }
     if name not in more:
         raise ValueError(f"unknown arm {name!r}: expected one of {', '.join(ARMS)}")
-    flags = ["--prune-layer", str(prune_layer), "--retention-ratio", str(retention_ratio)]
-    return Arm(name, True, (*flags, *more[name]))
+    return Arm(name, True, ("--prune-layer", str(prune_layer), *more[name]))

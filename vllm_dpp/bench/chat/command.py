@@ -85,6 +85,7 @@ def arms_of(options: Any, num_layers: int) -> list[Arm]:
             prune_layer=options.prune_layer,
             retention_ratio=options.retention_ratio,
             decide_every=options.decide_every,
+            video_share=options.video_share,
             on_cpu=not torch.cuda.is_available(),
         )
         for name in options.arms

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vllm_dpp.bench.chat.arms import ARMS
+from vllm_dpp.serve_command import DEFAULT_SHARE
 
 MODULE = "vllm_dpp.bench.chat"
 
@@ -25,6 +26,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--retention-ratio", type=float, default=0.25, help="r of the pruned servers")
     add("--prune-layer", type=int, help="K of the pruned servers; left out: the plugin's own")
     add("--decide-every", type=int, default=512, help="tokens of a piece, for dpp-pieces")
+    add("--video-share", type=float, default=DEFAULT_SHARE, help="for dpp-share")
     add("--repeats", type=int, default=5, help="rounds, each with a video of its own")
     add("--side", type=int, default=224, help="height and width of every video, in pixels")
     add("--chat-frames", type=int, default=32, help="frames of the video that is talked about")

@@ -10,6 +10,7 @@ COLOURS = {
     "dpp": "#0072B2",
     "dpp-none": "#56B4E9",
     "dpp-pieces": "#009E73",
+    "dpp-share": "#CC79A7",
     "evs": "#E69F00",
 }
 

@@ -28,7 +28,8 @@ class Stage:
     """One part.
 
     Args:
-        module: Run as a program, with `--output FILE.json`.
+        module: Run as a program, with `--output FILE.json`. It writes what it has as it goes on,
+            and whether that `is_complete`.
         small: Its further arguments where there is no GPU.
         render: Makes text of what it wrote.
     """
@@ -116,12 +117,13 @@ def _run(stage: Stage, name: str, output: Path, options: argparse.Namespace) -> 
 
 
 def _is_done(output: Path) -> bool:
-    """Whether there is a result of this very code."""
+    """Whether there is a whole result of this very code."""
     commit, dirty = git_state()
     if commit is None or dirty or not output.exists():
         return False
-    found = json.loads(output.read_text())["provenance"]
-    return found["commit"] == commit and not found["dirty"]
+    document = json.loads(output.read_text())
+    made_by = document["provenance"]
+    return document["is_complete"] and made_by["commit"] == commit and not made_by["dirty"]
 
 
 def _report(folder: Path) -> str:

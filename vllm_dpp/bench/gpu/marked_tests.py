@@ -34,7 +34,11 @@ def main(argv: list[str] | None = None) -> int:
         command = [sys.executable, "-m", "pytest", "-m", options.select, "-q", f"--junitxml={xml}"]
         done = subprocess.run([*command, *options.paths, *options.pytest], cwd=ROOT, check=False)
         results = outcomes(xml) if xml.exists() else {}
-    document = {"provenance": provenance(MODULE, arguments, ("triton",)), "outcomes": results}
+    document = {
+        "provenance": provenance(MODULE, arguments, ("triton",)),
+        "outcomes": results,
+        "is_complete": done.returncode == 0,
+    }
     options.output.write_text(json.dumps(document, indent=1) + "\n")
     print(render(document))
     return done.returncode

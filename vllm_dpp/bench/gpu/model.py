@@ -174,12 +174,14 @@ def main(argv: list[str] | None = None) -> int:
             },
             "workloads": {},
         }
-        for name, work in workloads(options).items():
+        all_work = workloads(options)
+        for name, work in all_work.items():
             document["workloads"][name] = {
                 "work": asdict(work),
                 "arms": numbers(measure(processes, work, options.repeats)),
             }
-            options.output.write_text(json.dumps(document, indent=1) + "\n")  # what there is
+            document["is_complete"] = len(document["workloads"]) == len(all_work)
+            options.output.write_text(json.dumps(document, indent=1) + "\n")
             print(_table(name, document), flush=True)
     print(one_line(document["provenance"]))
     return 0

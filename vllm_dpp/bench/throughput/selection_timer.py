@@ -1,10 +1,12 @@
 """How much of a decoder's forward pass the selection takes."""
 
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+
+from vllm_dpp.serving.worker.clock import Mark, mark, seconds
 
 
 class SelectionTimer:
@@ -19,10 +21,9 @@ class SelectionTimer:
 
     def __init__(self, model: Any) -> None:
         decoder = model.language_model.model
-        on_gpu = next(model.parameters()).is_cuda
-        self._mark: Callable[[], Any] = _cuda_mark if on_gpu else time.perf_counter
-        self._selections: list[tuple[Any, Any]] = []
-        self._decoders: list[tuple[Any, Any]] = []
+        self._mark = partial(mark, on_gpu=next(model.parameters()).is_cuda)
+        self._selections: list[tuple[Mark, Mark]] = []
+        self._decoders: list[tuple[Mark, Mark]] = []
         self._selected = 0
         selector = decoder.selector
         selector.read = self._timed(selector.read)
@@ -58,21 +59,9 @@ class SelectionTimer:
             torch.cuda.synchronize()
         taken = {
             "passes": self.num_passes,
-            "selection_seconds": _seconds(self._selections),
-            "decoder_seconds": _seconds(self._decoders),
+            "selection_seconds": sum(seconds(*span) for span in self._selections),
+            "decoder_seconds": sum(seconds(*span) for span in self._decoders),
         }
         self._selections.clear()
         self._decoders.clear()
         return taken
-
-
-def _cuda_mark() -> torch.cuda.Event:
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
-def _seconds(spans: list[tuple[Any, Any]]) -> float:
-    if spans and isinstance(spans[0][0], torch.cuda.Event):
-        return sum(start.elapsed_time(end) for start, end in spans) / 1000
-    return sum(end - start for start, end in spans)

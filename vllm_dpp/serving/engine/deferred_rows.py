@@ -21,6 +21,8 @@ class DeferredRows:
         self.capacity = capacity
         self.held: dict[str, int] = {}
         self._refused = False
+        self._waiting: set[str] = set()
+        self._num_waits = 0
 
     def fits(self, request_id: str, num_rows: int) -> bool:
         """Whether a request may hold ``num_rows`` in all; if not, nor may those behind it."""
@@ -28,6 +30,11 @@ class DeferredRows:
         if more <= 0:
             return True
         self._refused = self._refused or more > self.capacity - sum(self.held.values())
+        if self._refused and request_id not in self._waiting:
+            self._waiting.add(request_id)
+            self._num_waits += 1
+        if not self._refused:
+            self._waiting.discard(request_id)
         return not self._refused
 
     def lend(self, request_id: str, num_rows: int) -> bool:
@@ -43,6 +50,16 @@ class DeferredRows:
             self.held[request_id] = num_rows
         else:
             self.held.pop(request_id, None)
+
+    def forget(self, request_id: str) -> None:
+        """A request has left."""
+        self.settle(request_id, 0)
+        self._waiting.discard(request_id)
+
+    def take_waits(self) -> int:
+        """How many requests have begun to wait since the last call."""
+        num_waits, self._num_waits = self._num_waits, 0
+        return num_waits
 
     def end_step(self) -> None:
         """Those who were refused may ask again."""

@@ -22,6 +22,7 @@ from vllm_dpp.serving import records
 from vllm_dpp.serving.engine.compact_hashes import CompactHashes
 from vllm_dpp.serving.engine.deferred_rows import DeferredRows
 from vllm_dpp.serving.engine.kv_cache import CompactAttentionManager
+from vllm_dpp.serving.engine.metrics import SchedulerMetrics
 from vllm_dpp.serving.engine.planned_request import PlannedRequest
 from vllm_dpp.serving.engine.prefix_hits import longest_hit
 from vllm_dpp.serving.plan import PrunePlan
@@ -47,6 +48,7 @@ class PruningSchedulerMixin(Scheduler):
         self.settings = ServingSettings.from_vllm_config(self.vllm_config)
         self.planned: dict[str, PlannedRequest] = {}
         self.deferred_rows = DeferredRows(self.settings.deferred_rows(self.vllm_config))
+        self.metrics = SchedulerMetrics(self.vllm_config, self.deferred_rows.capacity)
         self.replays_graphs = (
             self.vllm_config.compilation_config.cudagraph_mode.has_full_cudagraphs()
         )
@@ -117,7 +119,7 @@ class PruningSchedulerMixin(Scheduler):
             self.records.write(request.request_id, lambda: record)
         super()._free_blocks(request)
         self.planned.pop(request.request_id, None)
-        self.deferred_rows.settle(request.request_id, 0)
+        self.deferred_rows.forget(request.request_id)
 
     def _get_local_prefix_cache_hit(
         self, request: Request, *limits: Any
@@ -255,6 +257,10 @@ class PruningSchedulerMixin(Scheduler):
                 num_rows = turn.length if turn else 0
             self.deferred_rows.settle(request_id, num_rows)
         self.deferred_rows.end_step()
+        self.metrics.step(self.deferred_rows)
+        for data in scheduler_output.scheduled_new_reqs:
+            request, planned = self.requests[data.req_id], self.planned.get(data.req_id)
+            self.metrics.started(request, planned, data.num_computed_tokens)
 
 
 class PruningScheduler(PruningSchedulerMixin, Scheduler):

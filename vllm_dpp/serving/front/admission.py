@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.exceptions import VLLMValidationError
 
-from vllm_dpp.serving.front import media
+from vllm_dpp.serving.front import media, metrics
 from vllm_dpp.serving.front.entry import without_ratio
-from vllm_dpp.serving.front.rules import Demand, check_prompt
+from vllm_dpp.serving.front.rules import Demand, UnservableError, check_prompt
 from vllm_dpp.serving.front.shares import spread
 from vllm_dpp.serving.settings import ServingSettings
 
@@ -96,6 +96,7 @@ def _checking_http(inner: Method) -> Method:
                 spread(request, settings, decoder.num_hidden_layers)
                 check_http_request(request, settings)
             except ValueError as error:
+                _count(error)
                 raise VLLMValidationError(str(error)) from error
         return refusal
 
@@ -110,10 +111,15 @@ def _checking(inner: Method) -> Method:
             try:
                 check_engine_request(request, settings)
             except ValueError as error:
+                _count(error)
                 raise RefusedRequestError(str(error), request) from error
         return request
 
     return process_inputs
+
+
+def _count(error: ValueError) -> None:
+    metrics.refused(error.reason if isinstance(error, UnservableError) else "argument")
 
 
 def _delivering_async(inner: Method) -> Method:

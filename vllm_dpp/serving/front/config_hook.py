@@ -8,6 +8,7 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
+from vllm_dpp.serving.front import metrics
 from vllm_dpp.serving.front.families import family_of
 from vllm_dpp.serving.front.meaning import meaning
 from vllm_dpp.serving.front.refusals import refused
@@ -45,6 +46,7 @@ class PruningConfigHook(VerifyAndUpdateConfig):
         vllm_config.scheduler_config.scheduler_cls = SCHEDULER
         _choose_worker(vllm_config)
         _choose_cudagraphs(vllm_config)
+        metrics.show()
 
 
 def resolve(vllm_config: "VllmConfig") -> ServingSettings:

@@ -2,11 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-import torch
-from vllm.utils.torch_utils import STR_DTYPE_TO_TORCH_DTYPE
-
 from vllm_dpp.pruning.budget import num_kept
 from vllm_dpp.serving.front.families import family_of
+from vllm_dpp.serving.kv_size import kv_bytes_of_layer
 from vllm_dpp.serving.settings import ServingSettings
 
 if TYPE_CHECKING:
@@ -25,8 +23,7 @@ def meaning(settings: ServingSettings, vllm_config: "VllmConfig") -> str:
     text = family_of(model.architecture).has_text_in_videos
     entered = num_kept(seen, settings.entry_ratio)
     kept = num_kept(entered, settings.retention_ratio)
-    per_layer = 2 * model.get_total_num_kv_heads() * model.get_head_size()
-    per_layer *= _kv_dtype(vllm_config).itemsize
+    per_layer = kv_bytes_of_layer(vllm_config)
     left = (split * entered + (layers - split) * kept) * per_layer
     whole = layers * seen * per_layer
     return (
@@ -36,8 +33,3 @@ def meaning(settings: ServingSettings, vllm_config: "VllmConfig") -> str:
         f"{left / 2**20:.0f} MiB of KV instead of {whole / 2**20:.0f}, "
         f"{100 * left / whole:.0f} %"
     )
-
-
-def _kv_dtype(vllm_config: "VllmConfig") -> torch.dtype:
-    name = vllm_config.cache_config.cache_dtype
-    return STR_DTYPE_TO_TORCH_DTYPE.get(name, vllm_config.model_config.dtype)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from vllm_dpp.serving.front.metrics import Reason
 from vllm_dpp.serving.request_plan import (
     KNOWN_ARGS,
     RECORD_ARG,
@@ -23,6 +24,19 @@ if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
 
 UNPRUNED = f"ask for {RETENTION_RATIO_ARG}=1"
+
+
+class UnservableError(ValueError):
+    """A request asks for what cannot be had.
+
+    Args:
+        reason: What it is about.
+        message: Why, and what to do about it.
+    """
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,24 +96,28 @@ class Demand:
         options.settings(settings)
         ratio = options.retention_ratio
         if self.beam_search and options != RequestOptions():
-            raise ValueError(
+            raise UnservableError(
+                "beam_search",
                 f"beam search does not pass {', '.join(KNOWN_ARGS)} on to its beams: leave them "
-                "out, or use_beam_search"
+                "out, or use_beam_search",
             )
         if ratio is not None and ratio < low:
-            raise ValueError(
+            raise UnservableError(
+                "min_retention_ratio",
                 f"{RETENTION_RATIO_ARG} {ratio} is below this server's min_retention_ratio {low}: "
-                "ask for more, or start the server with a lower --min-retention-ratio"
+                "ask for more, or start the server with a lower --min-retention-ratio",
             )
         if options.record and settings.record_dir is None:
-            raise ValueError(
+            raise UnservableError(
+                "record_dir",
                 f"{RECORD_ARG} needs a server with a record_dir: start it with --record-dir, or "
-                f"leave {RECORD_ARG} out"
+                f"leave {RECORD_ARG} out",
             )
         if self.scores_video and (settings.retention_ratio if ratio is None else ratio) < 1:
-            raise ValueError(
+            raise UnservableError(
+                "prompt_logprobs",
                 "prompt_logprobs (and echo, which asks for them) do not exist for video tokens "
-                f"that were pruned: leave them out, or {UNPRUNED}"
+                f"that were pruned: leave them out, or {UNPRUNED}",
             )
 
 
@@ -120,13 +138,16 @@ def check_prompt(
     if plan is None:
         return
     if request.resumable:
-        raise ValueError(f"a video in a streaming-input session cannot be pruned: {UNPRUNED}")
+        raise UnservableError(
+            "streaming_input", f"a video in a streaming-input session cannot be pruned: {UNPRUNED}"
+        )
     longest = max(turn.end - turn.start for turn in plan.turns)
     if limit is not None and longest > limit:
-        raise ValueError(
+        raise UnservableError(
+            "max_deferred_tokens",
             f"a video with its question takes {longest} tokens, more than max_deferred_tokens "
             f"{limit} of this server: send a shorter video, start the server with a larger "
-            f"--max-deferred-tokens, or {UNPRUNED}"
+            f"--max-deferred-tokens, or {UNPRUNED}",
         )
 
 

@@ -16,10 +16,11 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.forward_context import get_forward_context
 
 from vllm_dpp.serving.plan import Grid, MediaSpan, PrunedTurn, PrunedVideo, PrunePlan
-from vllm_dpp.serving.request_plan import media_of, plan_request
+from vllm_dpp.serving.request_plan import RequestOptions, media_of, plan_prompt
 from vllm_dpp.serving.settings import ServingSettings
 from vllm_dpp.serving.step import RangeRows, ScheduledRequest, StepLayout, lay_out
 from vllm_dpp.serving.worker.kept_records import EnteringVideo, KeptRecords
+from vllm_dpp.serving.worker.metrics import WorkerMetrics
 from vllm_dpp.serving.worker.own_tokens import OwnTokens, own_places, own_rows, own_tokens
 from vllm_dpp.serving.worker.range_buffer import RangeBuffer
 
@@ -64,12 +65,15 @@ class PruningContext:
         self,
         settings: ServingSettings,
         grids_of: Callable[[Sequence["MultiModalFeatureSpec"]], dict[int, Grid]],
+        metrics: WorkerMetrics,
     ) -> None:
         """Args:
         settings: The engine's settings.
         grids_of: Reads the token grids of a request's media.
+        metrics: Of this worker.
         """
         self.settings = settings
+        self.metrics = metrics
         self.requests: dict[str, PrunedRequest] = {}
         self._entering: dict[str, list[EnteringVideo]] = {}
         self._rows_entering: list[tuple[str, EnteringVideo, slice]] = []
@@ -120,14 +124,15 @@ class PruningContext:
             num_cached: Tokens that the prefix cache supplies.
         """
         self.remove_request(request_id)
-        plan, options = plan_request(
-            prompt_token_ids, mm_features, sampling_params, self.settings, self._block_size
-        )
-        if plan is None and not options.record:
+        if not mm_features or prompt_token_ids is None or sampling_params is None:
             return
-        grids, settings = self._grids_of(mm_features), options.settings(self.settings)
+        options = RequestOptions.from_extra_args(sampling_params.extra_args)
+        settings = options.settings(self.settings)
+        media = media_of(prompt_token_ids, mm_features, settings)
+        plan = plan_prompt(prompt_token_ids, media, options, settings, self._block_size)
+        grids = self._grids_of(mm_features)
+        self.metrics.started(request_id, media, grids, plan)
         if options.record:
-            media = media_of(prompt_token_ids or (), mm_features, self.settings)
             self._entering[request_id] = _in_part(media, grids)
         if plan is None:
             return

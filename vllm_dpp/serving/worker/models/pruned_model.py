@@ -16,6 +16,7 @@ from vllm_dpp.serving.front.entry import NUM_ENTERED
 from vllm_dpp.serving.plan import Grid
 from vllm_dpp.serving.settings import ServingSettings
 from vllm_dpp.serving.worker.context import PruningContext
+from vllm_dpp.serving.worker.metrics import WorkerMetrics
 from vllm_dpp.serving.worker.models.entry import (
     EncodedVideo,
     EntryStage,
@@ -59,7 +60,8 @@ class PrunedModelMixin:
         """
         settings = ServingSettings.from_vllm_config(vllm_config)
         width = vllm_config.model_config.get_inputs_embeds_size()
-        self.pruning = PruningContext(settings, self.media_grids)
+        metrics = WorkerMetrics(vllm_config, settings)
+        self.pruning = PruningContext(settings, self.media_grids, metrics)
         self.entry = EntryStage(settings, width, width * (1 + deepstack_levels))
         self.language_model.model = SplitDecoder(
             self.language_model.model,
@@ -80,12 +82,12 @@ class PrunedModelMixin:
             return outputs
         grids = [self._in_tokens(grid) for grid in kwargs["video_grid_thw"].tolist()]
         found = self.encoded_videos(outputs, grids, kwargs)
-        return self.entry.select(
-            [
-                EncodedVideo(tokens, grid, number, **more)
-                for tokens, grid, number, more in zip(outputs, grids, numbers, found, strict=True)
-            ]
-        )
+        videos = [
+            EncodedVideo(tokens, grid, number, **more)
+            for tokens, grid, number, more in zip(outputs, grids, numbers, found, strict=True)
+        ]
+        with self.pruning.metrics.timed("entry"):
+            return self.entry.select(videos)
 
     def embed_input_ids(
         self,

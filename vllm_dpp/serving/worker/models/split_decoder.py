@@ -274,14 +274,16 @@ class SplitDecoder(nn.Module):
         relevance = None
         if self.selector.needs_relevance:
             layer = self.layers[self.relevance_layer]
-            read = [self.selector.read(layer, positions, states, p) for p in layout.ranges]
+            with self.context.metrics.timed("relevance"):
+                read = [self.selector.read(layer, positions, states, p) for p in layout.ranges]
             relevance = [seen for seen, p in zip(read, layout.ranges, strict=True) if p.is_decided]
         states = self._run_lower(self.below_split, states, positions, deepstack)
         for part in stored:
             rows = slice(part.row, part.row + part.num_rows)
             buffer.store(part.key, part.first, merged(states, rows), positions[..., rows])
 
-        upper = self._select(layout, positions, states, relevance)
+        with self.context.metrics.timed("choice"):
+            upper = self._select(layout, positions, states, relevance)
         for part in stored:
             if part.is_decided:
                 buffer.release(part.key)

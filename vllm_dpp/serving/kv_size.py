@@ -1,0 +1,16 @@
+"""Bytes of KV."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from vllm.utils.torch_utils import STR_DTYPE_TO_TORCH_DTYPE
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+
+def kv_bytes_of_layer(vllm_config: "VllmConfig") -> int:
+    """Of one token in one layer, all tensor-parallel ranks together."""
+    model, name = vllm_config.model_config, vllm_config.cache_config.cache_dtype
+    dtype: torch.dtype = STR_DTYPE_TO_TORCH_DTYPE.get(name, model.dtype)
+    return 2 * model.get_total_num_kv_heads() * model.get_head_size() * dtype.itemsize

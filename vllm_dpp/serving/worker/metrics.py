@@ -1,0 +1,98 @@
+"""What the workers of an engine count; the first tensor-parallel rank counts for all."""
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import prod
+from typing import TYPE_CHECKING, Literal
+
+from prometheus_client import Counter, Histogram
+from vllm.distributed import get_tp_group
+
+from vllm_dpp.serving.kv_size import kv_bytes_of_layer
+from vllm_dpp.serving.metrics import ProcessMetrics
+from vllm_dpp.serving.plan import Grid, MediaSpan, PrunePlan
+from vllm_dpp.serving.settings import ServingSettings
+from vllm_dpp.serving.worker.clock import Mark, is_past, mark, seconds
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+Part = Literal["entry", "relevance", "choice"]
+"""Parts of the selection: what enters; attention of a step's question rows; what is kept at K."""
+REMEMBERED = 10_000
+BUCKETS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+
+
+class WorkerMetrics(ProcessMetrics):
+    """Args:
+    vllm_config: The engine's configuration.
+    settings: The engine's settings.
+    """
+
+    def __init__(self, vllm_config: "VllmConfig", settings: ServingSettings) -> None:
+        self._counts = get_tp_group().rank_in_group == 0
+        self._on_gpu = vllm_config.device_config.device_type == "cuda"
+        self._num_layers = vllm_config.model_config.hf_text_config.num_hidden_layers
+        self._split = settings.split_layer
+        self._bytes = kv_bytes_of_layer(vllm_config)
+        self._spans: deque[tuple[Part, Mark, Mark]] = deque()
+        self._known: dict[str, None] = {}
+        super().__init__("worker", vllm_config, is_shown=self._counts)
+        self._tokens = self.add(
+            Counter,
+            "video_tokens",
+            "Video tokens of requests: in the video, entering the decoder, kept at layer K",
+            "stage",
+        )
+        self._saved = self.add(
+            Counter, "saved_kv_bytes", "KV bytes that these tokens of requests do not take"
+        )
+        self._seconds = self.add(
+            Histogram, "selection_seconds", "Time of a selection", "part", buckets=BUCKETS
+        )
+
+    def started(
+        self,
+        request_id: str,
+        media: Sequence[MediaSpan],
+        grids: Mapping[int, Grid],
+        plan: PrunePlan | None,
+    ) -> None:
+        """A request starts; one that starts again after a preemption is not counted again.
+
+        Args:
+            request_id: vLLM's internal request id.
+            media: Its images and videos.
+            grids: Slices, rows and columns of the tokens of each, by first prompt position.
+            plan: What it loses at layer K.
+        """
+        if not self._counts or request_id in self._known:
+            return
+        self._known[request_id] = None
+        if len(self._known) > REMEMBERED:
+            self._known.pop(next(iter(self._known)))
+        seen = sum(prod(grids[item.start]) for item in media if item.is_video)
+        entered = sum(item.num_tokens for item in media if item.is_video)
+        pruned = plan.num_pruned if plan else 0
+        self._tokens("seen").inc(seen)
+        self._tokens("entered").inc(entered)
+        self._tokens("kept").inc(entered - pruned)
+        above = self._num_layers - self._split
+        left_out = (seen - entered) * self._num_layers + pruned * above
+        self._saved.inc(left_out * self._bytes)
+
+    @contextmanager
+    def timed(self, part: Part) -> Iterator[None]:
+        """Time a part of the selection; on a GPU it counts once the device has done it."""
+        if not self._counts:
+            yield
+            return
+        start = mark(on_gpu=self._on_gpu)
+        yield
+        self._spans.append((part, start, mark(on_gpu=self._on_gpu)))
+
+    def refresh(self) -> None:
+        while self._spans and is_past(self._spans[0][2]):
+            part, start, end = self._spans.popleft()
+            self._seconds(part).observe(seconds(start, end))
