@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 START_TIMEOUT_S = 300
+WRITTEN_AFTER_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -63,23 +64,28 @@ class Server:
         return sum(float(parts[-1]) for parts in found if label in parts[0])
 
     def counts(self) -> dict[str, float]:
-        """What is on the server's ``/metrics`` of video pruning, and only counts up."""
-        names = [f'vllm_dpp_video_tokens_total:stage="{s}"' for s in ("seen", "entered", "kept")]
-        parts = ("entry", "relevance", "choice")
-        names += [f'vllm_dpp_selection_seconds_count:part="{part}"' for part in parts]
-        names += ["vllm_dpp_saved_kv_bytes_total:", "vllm_dpp_cached_videos_total:"]
-        return {name.split(":")[1] or name: self.metric(*name.split(":")) for name in names}
+        """What is on the server's ``/metrics`` of video pruning, and only counts up; all processes
+        have written theirs when nothing has happened for a moment.
+        """
+        time.sleep(WRITTEN_AFTER_S)
+        labels = {
+            "video_tokens_total": [f'stage="{stage}"' for stage in ("seen", "entered", "kept")],
+            "selection_seconds_count": [f'part="{x}"' for x in ("entry", "relevance", "choice")],
+        }
+        found = {
+            label: self.metric(f"vllm_dpp_{name}", label)
+            for name, several in labels.items()
+            for label in several
+        }
+        names = ("vllm_dpp_saved_kv_bytes_total", "vllm_dpp_cached_videos_total")
+        return found | {name: self.metric(name) for name in names}
 
     def counted(self, before: dict[str, float], seen: int) -> dict[str, float]:
-        """What was added to ``counts``, once so many tokens more have been seen, and a moment
-        later, when all processes have written theirs.
-        """
+        """What was added to ``counts``, once so many tokens more have been seen."""
         end = time.monotonic() + 30
-        while self.counts()['stage="seen"'] < before['stage="seen"'] + seen:
-            assert time.monotonic() < end, (before, self.counts())
-            time.sleep(0.2)
-        time.sleep(2)
-        return {name: value - before[name] for name, value in self.counts().items()}
+        while (now := self.counts())['stage="seen"'] < before['stage="seen"'] + seen:
+            assert time.monotonic() < end, (before, now)
+        return {name: value - before[name] for name, value in now.items()}
 
 
 @contextmanager

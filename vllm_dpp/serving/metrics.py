@@ -12,6 +12,7 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,21 +57,25 @@ class ProcessMetrics:
                 _shown.add(self)
             _start_writing(os.getpid())
 
-    def add(self, kind: Any, name: str, text: str, label: str = "", **options: Any) -> Any:
-        """A metric, or what makes one of a value of ``label``.
+    def add(self, kind: Any, name: str, text: str, **options: Any) -> Any:
+        """A metric.
 
         Args:
             kind: Counter, Gauge or Histogram.
             name: Without our prefix.
             text: What it is.
-            label: A further label.
             options: Of ``kind``.
         """
-        names = [*self._labels, *([label] if label else [])]
+        metric = kind(PREFIX + name, text, list(self._labels), registry=self._registry, **options)
+        return metric.labels(**self._labels)
+
+    def add_each(
+        self, kind: Any, name: str, text: str, label: str, values: Sequence[str], **options: Any
+    ) -> dict[str, Any]:
+        """A metric for each value of a further label, all there from the start."""
+        names = [*self._labels, label]
         metric = kind(PREFIX + name, text, names, registry=self._registry, **options)
-        if not label:
-            return metric.labels(**self._labels)
-        return lambda value: metric.labels(**self._labels, **{label: value})
+        return {value: metric.labels(**self._labels, **{label: value}) for value in values}
 
     def refresh(self) -> None:
         """Take in what has become known meanwhile; before each write, on the thread that writes."""

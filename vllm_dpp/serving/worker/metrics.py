@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from prometheus_client import Counter, Histogram
 from vllm.distributed import get_tp_group
@@ -39,17 +39,23 @@ class WorkerMetrics(ProcessMetrics):
         self._spans: deque[tuple[Part, Mark, Mark]] = deque()
         self._known: dict[str, None] = {}
         super().__init__("worker", vllm_config, is_shown=self._counts)
-        self._tokens = self.add(
+        self._tokens = self.add_each(
             Counter,
             "video_tokens",
             "Video tokens of requests: in the video, entering the decoder, kept at layer K",
             "stage",
+            ("seen", "entered", "kept"),
         )
         self._saved = self.add(
             Counter, "saved_kv_bytes", "KV bytes that these tokens of requests do not take"
         )
-        self._seconds = self.add(
-            Histogram, "selection_seconds", "Time of a selection", "part", buckets=BUCKETS
+        self._seconds = self.add_each(
+            Histogram,
+            "selection_seconds",
+            "Time of a selection",
+            "part",
+            get_args(Part),
+            buckets=BUCKETS,
         )
 
     def started(
@@ -75,9 +81,9 @@ class WorkerMetrics(ProcessMetrics):
         seen = sum(prod(grids[item.start]) for item in media if item.is_video)
         entered = sum(item.num_tokens for item in media if item.is_video)
         pruned = plan.num_pruned if plan else 0
-        self._tokens("seen").inc(seen)
-        self._tokens("entered").inc(entered)
-        self._tokens("kept").inc(entered - pruned)
+        self._tokens["seen"].inc(seen)
+        self._tokens["entered"].inc(entered)
+        self._tokens["kept"].inc(entered - pruned)
         above = self._num_layers - self._split
         left_out = (seen - entered) * self._num_layers + pruned * above
         self._saved.inc(left_out * self._bytes)
@@ -95,4 +101,4 @@ class WorkerMetrics(ProcessMetrics):
     def refresh(self) -> None:
         while self._spans and is_past(self._spans[0][2]):
             part, start, end = self._spans.popleft()
-            self._seconds(part).observe(seconds(start, end))
+            self._seconds[part].observe(seconds(start, end))
