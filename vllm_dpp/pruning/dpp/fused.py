@@ -14,13 +14,14 @@ a second or two each time and must have happened before a graph is captured.
 The result of a segment depends on nothing but itself, to the last bit: tiles have one size and
 start at its first token, and `fused_kernels` says why the power of two does not matter.
 
-Estimated, not measured, for an H200, 16,384 tokens of 3,584 bfloat16 features, a quarter kept:
+Estimated for an H200, 16,384 tokens of 3,584 bfloat16 features, a quarter kept; and measured, with
+all that `keep_indices` does around it (`vllm_dpp/bench/results/gpu-h200.md`):
 
-| segments of | products | loop | what bounds the loop |
-|---|---|---|---|
-| 256 | 0.1 ms | 0.1 ms | 64 steps of about 1 us: latency of loads and of the maximum |
-| 512 | 0.15 ms | 0.3 ms | both |
-| 1024 | 0.2 ms | 1.5 ms | 134 MB of Cholesky rows read by each of 16 programs, 64 bytes a clock |
+| segments of | products | loop | what bounds the loop | measured |
+|---|---|---|---|---|
+| 256 | 0.1 ms | 0.1 ms | 64 steps of about 1 us: latency of loads and the maximum | 0.74 ms |
+| 512 | 0.15 ms | 0.3 ms | both | 0.99 ms |
+| 1024 | 0.2 ms | 1.5 ms | each program reads 8 MB of Cholesky rows, 64 bytes a clock | - |
 
 One program is one multiprocessor, so a segment of n tokens with k kept takes about 2 n k² bytes at
 0.1 TB/s, whatever else is idle. Past a few thousand tokens another path is faster.
