@@ -21,7 +21,7 @@ all that `keep_indices` does around it (`vllm_dpp/bench/results/gpu-h200.md`):
 |---|---|---|---|---|
 | 256 | 0.1 ms | 0.1 ms | 64 steps of about 1 us: latency of loads and the maximum | 0.74 ms |
 | 512 | 0.15 ms | 0.3 ms | both | 0.99 ms |
-| 1024 | 0.2 ms | 1.5 ms | each program reads 8 MB of Cholesky rows, 64 bytes a clock | - |
+| 1024 | 0.2 ms | 1.5 ms | 134 MB of Cholesky rows read by each program | - |
 
 One program is one multiprocessor, so a segment of n tokens with k kept takes about 2 n k² bytes at
 0.1 TB/s, whatever else is idle. Past a few thousand tokens another path is faster.
