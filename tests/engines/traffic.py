@@ -1,5 +1,6 @@
 """What goes into an engine under test and what comes out; plain values that cross processes."""
 
+import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ class Arrival:
         abort_after: Steps until it is aborted, ``None`` for never.
         logprobs: Whether to return the log-probabilities of the whole vocabulary.
         params: More sampling parameters.
+        adapter: Folder of its LoRA adapter.
     """
 
     name: str
@@ -30,6 +32,14 @@ class Arrival:
     abort_after: int | None = None
     logprobs: bool = True
     params: dict[str, Any] = field(default_factory=dict)
+    adapter: str | None = None
+
+    def lora_request(self) -> Any:
+        from vllm.lora.request import LoRARequest
+
+        if self.adapter is None:
+            return None
+        return LoRARequest(self.adapter, 1 + zlib.crc32(self.adapter.encode()) % 9999, self.adapter)
 
     def sampling_params(self) -> Any:
         from vllm import SamplingParams

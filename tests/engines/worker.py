@@ -102,7 +102,12 @@ class EngineWorker:
                 while waiting and waiting[0].step <= step:
                     arrival = waiting.pop(0)
                     try:
-                        engine.add_request(arrival.name, arrival.prompt, arrival.sampling_params())
+                        engine.add_request(
+                            arrival.name,
+                            arrival.prompt,
+                            arrival.sampling_params(),
+                            lora_request=arrival.lora_request(),
+                        )
                     except VLLMValidationError as error:
                         answers[arrival.name] = Answer(error=str(error))
                         continue

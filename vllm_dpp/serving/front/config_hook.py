@@ -141,8 +141,17 @@ def _choose_worker(vllm_config: "VllmConfig") -> None:
 
 
 def _choose_cudagraphs(vllm_config: "VllmConfig") -> None:
-    """A graph of a whole mixed step would hold the unpruned size for all layers."""
+    """A graph of a whole mixed step would hold the unpruned size for all layers.
+
+    With speculation a step of drafts looks like one of short chunks, which may read a video.
+    """
     compilation = vllm_config.compilation_config
+    if vllm_config.speculative_config and compilation.cudagraph_mode.has_full_cudagraphs():
+        mode = CUDAGraphMode.NONE
+        if compilation.cudagraph_mode.has_piecewise_cudagraphs():
+            mode = CUDAGraphMode.PIECEWISE
+        logger.info("cudagraph_mode is set to %s: drafts are no single tokens", mode.name)
+        compilation.cudagraph_mode = mode
     if compilation.cudagraph_mode == CUDAGraphMode.FULL:
         logger.info("cudagraph_mode is set to FULL_DECODE_ONLY: a prefill may lose rows midway")
         compilation.cudagraph_mode = CUDAGraphMode.FULL_DECODE_ONLY

@@ -68,13 +68,20 @@ REFUSALS = (
     ),
     Refusal(
         "--speculative-config",
-        lambda c: c.speculative_config is not None,
-        "draft rows and auxiliary hidden states follow full token rows; serve without it",
+        lambda c: c.speculative_config is not None and not c.speculative_config.use_ngram(),
+        "drafters other than ngram read hidden states or KV of every row; use "
+        '\'{"method": "ngram", …}\', or serve without it',
     ),
     Refusal(
-        "--enable-lora",
-        lambda c: c.lora_config is not None,
-        "adapters are mapped to full token rows; merge the adapter into the checkpoint",
+        "--speculative-config enable_adaptive_verification",
+        lambda c: bool(c.speculative_config and c.speculative_config.enable_adaptive_verification),
+        "the host would not know how many drafts each request has; leave it out",
+    ),
+    Refusal(
+        "--enable-tower-connector-lora",
+        lambda c: c.lora_config is not None and c.lora_config.enable_tower_connector_lora,
+        "adapters of the vision encoder are mapped to what enters the decoder; leave it out: those "
+        "of the decoder are served",
     ),
     Refusal(
         "--kv-transfer-config",

@@ -19,6 +19,7 @@ from vllm_dpp.serving.plan import Grid, MediaSpan, PrunedTurn, PrunedVideo, Prun
 from vllm_dpp.serving.request_plan import RequestOptions, media_of, plan_prompt
 from vllm_dpp.serving.settings import ServingSettings
 from vllm_dpp.serving.step import RangeRows, ScheduledRequest, StepLayout, lay_out
+from vllm_dpp.serving.worker.adapters import NO_ADAPTER, Adapters
 from vllm_dpp.serving.worker.kept_records import EnteringVideo, KeptRecords
 from vllm_dpp.serving.worker.metrics import WorkerMetrics
 from vllm_dpp.serving.worker.own_tokens import OwnTokens, own_places, own_rows, own_tokens
@@ -66,13 +67,16 @@ class PruningContext:
         settings: ServingSettings,
         grids_of: Callable[[Sequence["MultiModalFeatureSpec"]], dict[int, Grid]],
         metrics: WorkerMetrics,
+        adapters: Adapters,
     ) -> None:
         """Args:
         settings: The engine's settings.
         grids_of: Reads the token grids of a request's media.
         metrics: Of this worker.
+        adapters: Of this worker.
         """
         self.settings = settings
+        self.adapters = adapters
         self.metrics = metrics
         self.requests: dict[str, PrunedRequest] = {}
         self._entering: dict[str, list[EnteringVideo]] = {}
@@ -84,6 +88,7 @@ class PruningContext:
         self._block_size: int | None = None
         self._max_rows = 0
         self._layout: StepLayout | None = None
+        self._running: StepLayout | None = None
         self.passes: Sequence[PassInputs] = ()
 
     def attach(self, buffer: RangeBuffer) -> None:
@@ -113,6 +118,7 @@ class PruningContext:
         mm_features: Sequence["MultiModalFeatureSpec"],
         sampling_params: "SamplingParams | None",
         num_cached: int,
+        adapter_id: int = NO_ADAPTER,
     ) -> None:
         """Plan a request that starts on this worker, or starts again after a preemption.
 
@@ -122,8 +128,10 @@ class PruningContext:
             mm_features: Its media.
             sampling_params: Hold what the request chose.
             num_cached: Tokens that the prefix cache supplies.
+            adapter_id: vLLM's number of its LoRA adapter.
         """
         self.remove_request(request_id)
+        self.adapters.add(request_id, adapter_id)
         if not mm_features or prompt_token_ids is None or sampling_params is None:
             return
         options = RequestOptions.from_extra_args(sampling_params.extra_args)
@@ -154,6 +162,7 @@ class PruningContext:
 
     def remove_request(self, request_id: str) -> None:
         self._entering.pop(request_id, None)
+        self.adapters.remove(request_id)
         if self.requests.pop(request_id, None) is not None:
             self.buffer.release_request(request_id)
 
@@ -161,6 +170,7 @@ class PruningContext:
         """Lay out the next step from (request id, tokens computed, tokens scheduled) triples."""
         self._layout, self.passes, self._own_rows = None, (), None
         batch = list(batch)
+        self.adapters.begin_step(request_id for request_id, *_ in batch)
         self._rows_entering = list(self._rows_of_entering(batch)) if self._entering else []
         if self.requests:
             self._layout = lay_out(
@@ -237,8 +247,8 @@ class PruningContext:
 
     def take_layout(self) -> StepLayout | None:
         """The layout, once: a dummy run that follows finds none."""
-        layout, self._layout = self._layout, None
-        return layout
+        self._running, self._layout = self._layout, None
+        return self._running
 
     @contextmanager
     def upper_pass(self, number: int) -> Iterator[None]:
@@ -247,6 +257,7 @@ class PruningContext:
         See ``patches/forward-context.md``.
         """
         context = get_forward_context()
+        assert self._running is not None
         attn_metadata, slot_mapping = self.passes[number]()
         before = context.attn_metadata, context.slot_mapping, context.cudagraph_runtime_mode
         assert isinstance(context.attn_metadata, dict) and isinstance(context.slot_mapping, dict)
@@ -254,7 +265,8 @@ class PruningContext:
         context.slot_mapping = context.slot_mapping | slot_mapping
         context.cudagraph_runtime_mode = CUDAGraphMode.NONE  # graphs have the step's size
         try:
-            yield
+            with self.adapters.over_pass(self._running.passes[number]):
+                yield
         finally:
             context.attn_metadata, context.slot_mapping, context.cudagraph_runtime_mode = before
 

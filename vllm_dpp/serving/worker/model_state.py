@@ -21,6 +21,7 @@ from vllm.v1.worker.utils import AttentionGroup
 
 from vllm_dpp.serving.engine.kv_cache import CompactAttentionSpec
 from vllm_dpp.serving.step import StepLayout, UpperPass
+from vllm_dpp.serving.worker.adapters import adapter_id_of
 
 
 class PruningModelState(DefaultModelState):
@@ -29,6 +30,7 @@ class PruningModelState(DefaultModelState):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.pruning = self.model.pruning
+        self.speculates = self.vllm_config.speculative_config is not None
         # Full decode graphs read these at replay, so their addresses never change.
         self.query_start_loc = self._buffer(self.max_num_reqs + 1)
         self.seq_lens = self._buffer(self.max_num_reqs)
@@ -44,6 +46,7 @@ class PruningModelState(DefaultModelState):
             new_req_data.mm_features,
             new_req_data.sampling_params,
             new_req_data.num_computed_tokens,
+            adapter_id_of(new_req_data.lora_request),
         )
 
     def remove_request(self, req_id: str) -> None:
@@ -112,7 +115,7 @@ class PruningModelState(DefaultModelState):
             batch = self._in_own_buffers(input_batch)
         elif layout.is_plain:
             batch = self._compact(input_batch, layout, full_graph)
-            slots = self._slots(batch, layout.passes[0].positions())
+            slots = self._slots(batch, self._compact_positions(input_batch, layout))
             for group in self.compact_groups:  # in place: the forward context holds views
                 slot_mappings[group].copy_(slots[group, : slot_mappings.shape[1]])
         else:
@@ -132,14 +135,12 @@ class PruningModelState(DefaultModelState):
             )
         )
 
-    def _slots(self, batch: InputBatch, positions: np.ndarray | None = None) -> torch.Tensor:
+    def _slots(self, batch: InputBatch, positions: torch.Tensor | None = None) -> torch.Tensor:
         """[groups, T] slots of the batch's rows, the rest is padding; overwritten by the next."""
         return self.block_tables.compute_slot_mappings(
             batch.idx_mapping,
             batch.query_start_loc[: batch.num_reqs + 1],
-            batch.positions
-            if positions is None
-            else async_tensor_h2d(positions, device=self.device),
+            batch.positions if positions is None else positions,
             self.slot_mappings.shape[1],
             out=self.slot_mappings,
         )
@@ -165,7 +166,7 @@ class PruningModelState(DefaultModelState):
         upper_bound[:padded] -= torch.from_numpy(pruned)
         positions = batch.positions
         if not full_graph:
-            positions = async_tensor_h2d(layout.passes[0].positions(), device=self.device)
+            positions = self._compact_positions(batch, layout)
         return replace(
             batch,
             query_start_loc=self.query_start_loc[: padded + 1],
@@ -174,10 +175,36 @@ class PruningModelState(DefaultModelState):
             positions=positions,
         )
 
+    def _compact_positions(self, batch: InputBatch, layout: StepLayout) -> torch.Tensor:
+        """[num_rows] int64 where every row goes up.
+
+        Off the device's own positions: with speculation and asynchronous scheduling the host does
+        not know how many drafts of the last step were taken.
+        """
+        pruned = np.repeat(layout.num_pruned, batch.num_scheduled_tokens[: batch.num_reqs])
+        rows = batch.positions[: layout.num_rows]
+        return rows - async_tensor_h2d(pruned, device=self.device)
+
+    def _drift(self, batch: InputBatch, one: UpperPass) -> torch.Tensor:
+        """[n] int32, what the device knows of the length of each request of a pass, less what the
+        host does; see ``_compact_positions``.
+        """
+        known = batch.num_computed_tokens_np + batch.num_scheduled_tokens[: batch.num_reqs]
+        which = async_tensor_h2d(one.requests, device=self.device)
+        host = async_tensor_h2d(known[one.requests].astype(np.int32), device=self.device)
+        return batch.seq_lens[which] - host
+
     def _batch_of(self, batch: InputBatch, one: UpperPass) -> InputBatch:
         """The requests and rows of one pass."""
         n, seq_lens = len(one.requests), one.seq_lens
         which = async_tensor_h2d(one.requests, device=self.device)
+        on_device = async_tensor_h2d(seq_lens, device=self.device)
+        positions = async_tensor_h2d(one.positions(), device=self.device)
+        if self.speculates:
+            drift = self._drift(batch, one)
+            on_device += drift
+            of_rows = np.repeat(np.arange(n), one.num_scheduled)
+            positions += drift[async_tensor_h2d(of_rows, device=self.device)]
         return replace(
             batch,
             req_ids=[batch.req_ids[i] for i in one.requests],
@@ -190,9 +217,9 @@ class PruningModelState(DefaultModelState):
             num_scheduled_tokens=one.num_scheduled,
             query_start_loc=async_tensor_h2d(one.query_start_loc, device=self.device),
             query_start_loc_np=one.query_start_loc,
-            seq_lens=async_tensor_h2d(seq_lens, device=self.device),
+            seq_lens=on_device,
             seq_lens_cpu_upper_bound=torch.from_numpy(seq_lens),
             is_prefilling_np=batch.is_prefilling_np[one.requests],
-            positions=async_tensor_h2d(one.positions(), device=self.device),
+            positions=positions,
             max_query_len=None,
         )

@@ -15,6 +15,7 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm_dpp.serving.front.entry import NUM_ENTERED
 from vllm_dpp.serving.plan import Grid
 from vllm_dpp.serving.settings import ServingSettings
+from vllm_dpp.serving.worker.adapters import Adapters
 from vllm_dpp.serving.worker.context import PruningContext
 from vllm_dpp.serving.worker.metrics import WorkerMetrics
 from vllm_dpp.serving.worker.models.entry import (
@@ -29,6 +30,7 @@ from vllm_dpp.serving.worker.models.split_decoder import SplitDecoder
 class PrunedModelMixin:
     """Mixed into a stock model before it; `split` ends its construction."""
 
+    lora_manager: Any
     visual: Any
     language_model: Any
 
@@ -61,7 +63,8 @@ class PrunedModelMixin:
         settings = ServingSettings.from_vllm_config(vllm_config)
         width = vllm_config.model_config.get_inputs_embeds_size()
         metrics = WorkerMetrics(vllm_config, settings)
-        self.pruning = PruningContext(settings, self.media_grids, metrics)
+        adapters = Adapters(lambda: self.lora_manager)
+        self.pruning = PruningContext(settings, self.media_grids, metrics, adapters)
         self.entry = EntryStage(settings, width, width * (1 + deepstack_levels))
         self.language_model.model = SplitDecoder(
             self.language_model.model,

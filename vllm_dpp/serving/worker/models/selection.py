@@ -93,7 +93,8 @@ class VideoSelector:
             decided. Nothing before.
         """
         rows = slice(part.row, part.row + part.num_rows)
-        query, key = _queries_and_keys(layer, positions[..., rows], _take(states, rows))
+        with self.context.adapters.over_range(part):
+            query, key = _queries_and_keys(layer, positions[..., rows], _take(states, rows))
         keys, seen, at = self._accumulators(part, key)
         complete = []
         for video in part.turn.videos:

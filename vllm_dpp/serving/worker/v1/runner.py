@@ -9,6 +9,7 @@ from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 from vllm_dpp.serving.engine.kv_cache import CompactAttentionSpec
 from vllm_dpp.serving.step import StepLayout, UpperPass
+from vllm_dpp.serving.worker.adapters import adapter_id_of
 from vllm_dpp.serving.worker.context import PruningContext
 from vllm_dpp.serving.worker.v1.attention import BuiltPass
 
@@ -49,6 +50,7 @@ class PruningCPUModelRunner(CPUModelRunner):
                 request.mm_features,
                 request.sampling_params,
                 request.num_computed_tokens,
+                adapter_id_of(request.lora_request),
             )
         cached = scheduler_output.scheduled_cached_reqs
         for request_id, num_computed in zip(
