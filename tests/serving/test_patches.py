@@ -7,6 +7,8 @@ import torch
 import vllm
 from vllm.compilation import decorators
 from vllm.forward_context import ForwardContext
+from vllm.lora.layers import LoRAMapping
+from vllm.lora.model_manager import LoRAModelManager
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.models.qwen2_5_vl import (
     Qwen2_5_VLForConditionalGeneration,
@@ -171,3 +173,13 @@ def test_every_stack_has_a_name_of_its_own_in_the_compile_cache() -> None:
     assert "_model_hash_key(self.forward)" in inspect.getsource(decorators)
     stacks = (BelowRelevance, BelowSplit, AboveSplit)
     assert len({decorators._model_hash_key(stack.forward) for stack in stacks}) == len(stacks)
+
+
+def test_adapted_layers_are_told_their_rows_as_the_card_says() -> None:
+    manager = LoRAModelManager
+    assert list(inspect.signature(manager.set_adapter_mapping).parameters) == ["self", "mapping"]
+    source = inspect.getsource(manager)
+    assert "self._last_mapping = mapping" in source and "self.model.lora_manager = self" in source
+    assert {"index_mapping", "prompt_mapping", "is_prefill"} <= set(
+        LoRAMapping.__dataclass_fields__
+    )

@@ -10,10 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from vllm.config import KVEventsConfig
+from vllm.config import KVEventsConfig, LoRAConfig, SpeculativeConfig
+from vllm.config.compilation import CUDAGraphMode
 from vllm.config.utils import replace
 from vllm.engine.arg_utils import EngineArgs
 
+from vllm_dpp.serving.front.config_hook import _choose_cudagraphs
 from vllm_dpp.serving.front.refusals import REFUSALS, refused
 from vllm_dpp.serving.settings import ServingSettings
 from vllm_dpp.toy.checkpoint import TINY_QWEN3, make_checkpoint
@@ -86,8 +88,17 @@ CASES = {
     "--decode-context-parallel-size": setting("parallel_config.decode_context_parallel_size", 2),
     "--prefill-context-parallel-size": setting("parallel_config.prefill_context_parallel_size", 2),
     "--enable-dbo / --ubatch-size": setting("parallel_config.enable_dbo", True),
-    "--speculative-config": setting("speculative_config", ON),
-    "--enable-lora": setting("lora_config", ON),
+    "--speculative-config": setting(
+        "speculative_config",
+        SimpleNamespace(use_ngram=lambda: False, enable_adaptive_verification=False),
+    ),
+    "--speculative-config enable_adaptive_verification": setting(
+        "speculative_config",
+        SimpleNamespace(use_ngram=lambda: True, enable_adaptive_verification=True),
+    ),
+    "--enable-tower-connector-lora": setting(
+        "lora_config", LoRAConfig(enable_tower_connector_lora=True)
+    ),
     "--kv-transfer-config": setting("kv_transfer_config", ON),
     "--kv-offloading-size": setting("cache_config.kv_offloading_size", 1.0),
     "--kv-events-config": setting("kv_events_config", EVENTS),
@@ -149,6 +160,26 @@ def test_start_up_stops_at_a_refused_flag(tiny_checkpoint: Path, flag: str, valu
     name = "--" + flag.replace("_", "-")
     with pytest.raises(ValueError, match=f"{name} cannot be combined"):
         args.create_engine_config()
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [
+        ("FULL_AND_PIECEWISE", "PIECEWISE"),
+        ("FULL_DECODE_ONLY", "NONE"),
+        ("FULL", "NONE"),
+        ("PIECEWISE", "PIECEWISE"),
+    ],
+)
+def test_a_step_of_drafts_replays_no_full_graph(
+    config: Any, monkeypatch: pytest.MonkeyPatch, asked: str, given: str
+) -> None:
+    drafts = SpeculativeConfig(method="ngram", num_speculative_tokens=2, prompt_lookup_max=3)
+    monkeypatch.setattr(config, "speculative_config", drafts)
+    monkeypatch.setattr(config.compilation_config, "cudagraph_mode", CUDAGraphMode[asked])
+    assert list(refused(config)) == []
+    _choose_cudagraphs(config)
+    assert config.compilation_config.cudagraph_mode == CUDAGraphMode[given]
 
 
 def test_events_that_are_off_are_not_refused(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
