@@ -296,6 +296,26 @@ def test_beams_prune_as_the_server_does(server: Server, media: Path, one_turn: A
     one_turn[0, 0.25](ask(server, messages, use_beam_search=True))
 
 
+def test_several_answers_and_constrained_ones(
+    server: Server, judge: Judge, media: Path, one_turn: Any
+) -> None:
+    messages = openai_messages([(as_data_url(media / "clip0.mp4"), QUESTION, None)])
+    body = {"model": server.model, "messages": messages, "temperature": 0}
+    status, reply = server.post(
+        "/v1/chat/completions",
+        body | {"n": 3, "max_tokens": MAX_TOKENS, "ignore_eos": True, "return_token_ids": True},
+    )
+    assert status == 200 and len(reply["choices"]) == 3
+    for choice in reply["choices"]:
+        one_turn[0, 0.25](tuple(choice["token_ids"]))
+
+    choices = ["red", "blue", "a disc"]
+    status, reply = server.post(
+        "/v1/chat/completions", body | {"structured_outputs": {"choice": choices}}
+    )
+    assert status == 200 and reply["choices"][0]["message"]["content"] in choices
+
+
 def test_tokens_in_tokens_out(server: Server, media: Path, one_turn: Any) -> None:
     """``/inference/v1/generate`` takes prompts that another server has rendered."""
     messages = openai_messages([(as_data_url(media / "clip0.mp4"), QUESTION, None)])

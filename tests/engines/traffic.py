@@ -22,6 +22,7 @@ class Arrival:
         logprobs: Whether to return the log-probabilities of the whole vocabulary.
         params: More sampling parameters.
         adapter: Folder of its LoRA adapter.
+        priority: The lower, the sooner it is its turn.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Arrival:
     logprobs: bool = True
     params: dict[str, Any] = field(default_factory=dict)
     adapter: str | None = None
+    priority: int = 0
 
     def lora_request(self) -> Any:
         from vllm.lora.request import LoRARequest

@@ -107,6 +107,7 @@ class EngineWorker:
                             arrival.prompt,
                             arrival.sampling_params(),
                             lora_request=arrival.lora_request(),
+                            priority=arrival.priority,
                         )
                     except VLLMValidationError as error:
                         answers[arrival.name] = Answer(error=str(error))

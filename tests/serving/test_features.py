@@ -1,0 +1,86 @@
+"""What else vLLM offers, together with pruning: one engine that has it all on."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.engines.host import EngineHost
+from tests.engines.judge import TOLERANCE, Judge
+from tests.engines.traffic import Arrival, Traffic
+from tests.reference.chats import text, user, video
+from vllm_dpp.serving.settings import ServingSettings
+
+pytestmark = [pytest.mark.slow, pytest.mark.e2e]
+
+BLOCK_SIZE, PRUNE_LAYER = 32, 2
+DPP: dict[str, Any] = {"prune_layer": PRUNE_LAYER, "retention_ratio": 0.25}
+SETTINGS = ServingSettings(**DPP)
+MOVIE = video(5, 32, 112, 112)  # 256 tokens
+CHATS = {
+    "movie": [user(MOVIE, text("What moves through the picture?"))],
+    "clip": [user(video(6, 12, 84, 112), text("What?"))],
+}
+
+
+@pytest.fixture(scope="module")
+def engine(host: EngineHost, judge: Judge, tiny_checkpoint: Path) -> EngineHost:
+    for name, messages in CHATS.items():
+        judge.add(name, messages)
+    host.load(
+        tiny_checkpoint,
+        DPP,
+        enable_mm_embeds=True,
+        scheduling_policy="priority",
+        enable_prefix_caching=True,
+        max_num_batched_tokens=160,
+        max_num_seqs=3,
+        kv_cache_memory_bytes=6 * 2**20,
+    )
+    return host
+
+
+def check(traffic: Traffic, judge: Judge, chats: dict[str, str]) -> None:
+    """Answers to chats, by request."""
+    for name, chat in chats.items():
+        keep = judge.keep(chat, 0.25, PRUNE_LAYER, SETTINGS, BLOCK_SIZE)
+        difference = judge.difference(traffic.answers[name], chat, PRUNE_LAYER, keep)
+        assert difference <= TOLERANCE, (name, difference)
+    assert (traffic.blocks_held, traffic.plans_left) == (0, 0)
+
+
+@pytest.mark.parametrize("entering", [1, 0.5])
+def test_what_the_encoder_made_may_be_sent(
+    engine: EngineHost, judge: Judge, entering: float
+) -> None:
+    """Instead of a video; it is selected from before the decoder, too."""
+    prompt, (item,) = judge.engine_prompts["movie"], judge.prompts["movie"].videos
+    with torch.inference_mode():
+        (made,) = judge.reference.network.media_embeddings(judge.prompts["movie"])
+    made_before = {"video_embeds": made, "video_grid_thw": torch.tensor([item.grid_thw])}
+    sent = {
+        "prompt": prompt["prompt"],
+        "multi_modal_data": {"video": made_before},
+        "mm_processor_kwargs": {"dpp_entry_ratio": entering},
+    }
+    judge.enter(f"movie {entering}", "movie", entering, SETTINGS.entry_config)
+    traffic = engine.run([Arrival("sent", sent)])
+    check(traffic, judge, {"sent": f"movie {entering}"})
+
+
+def test_the_urgent_come_first(engine: EngineHost, judge: Judge) -> None:
+    """They take the blocks of others, who start again and answer as if nothing had been."""
+    chats = {f"{chat} {i}": chat for i in range(4) for chat in CHATS}
+    arrivals = [
+        Arrival(name, judge.engine_prompts[chat], max_tokens=40, priority=5)
+        for name, chat in chats.items()
+    ]
+    urgent = Arrival("urgent", judge.engine_prompts["movie"], step=6, priority=0)
+    traffic = engine.run([*arrivals, urgent])
+    check(traffic, judge, chats | {"urgent": "movie"})
+    assert traffic.preemptions, "memory is short"
+    later = [name for name in chats if traffic.first_steps[name] > 6]
+    assert later and all(
+        traffic.first_steps["urgent"] < traffic.first_steps[name] for name in later
+    )
