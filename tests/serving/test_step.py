@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_dpp.serving.plan import MediaSpan, PrunedVideo, build_plan
-from vllm_dpp.serving.step import ScheduledRequest, lay_out
+from vllm_dpp.serving.step import ScheduledRequest, lay_out, lay_out_plain
 
 PLAN = build_plan(
     [1] * 3 + [5] * 16 + [1] * 4 + [9, 1, 1],
@@ -138,6 +138,31 @@ def test_chunks_fill_compact_positions_without_gap_or_overlap(bounds, max_rows):
         assert sorted(placed) == list(range(layout.num_compact_rows))
         assert int(layout.num_pruned[0]) == end - TWO_TURNS.compact_length(end)
     assert positions == list(range(TWO_TURNS.compact_length(bounds[-1])))
+
+
+@given(
+    past=st.lists(
+        st.tuples(st.sampled_from([None, PLAN, TWO_TURNS]), st.integers(0, 50)), min_size=1
+    ),
+    scheduled=st.integers(1, 6),
+    max_rows=st.integers(1, 40),
+)
+def test_steps_past_all_ranges_have_a_shorter_way(past, scheduled, max_rows):
+    """To the same layout."""
+    plans = [plan for plan, _ in past]
+    computed = [after + (plan.end if plan else 0) for plan, after in past]
+    counts = [1 + (i * 7) % scheduled for i in range(len(past))]
+    batch = zip(plans, computed, counts, strict=True)
+    long = lay(*(request(str(i), *one) for i, one in enumerate(batch)), max_rows=max_rows)
+    if long is None:
+        assert not any(plans)
+        return
+    pruned = [plan.num_pruned if plan else 0 for plan in plans]
+    short = lay_out_plain(computed, counts, pruned, max_rows)
+    assert repr(short) == repr(long) and short.is_plain
+    assert [one.positions().tolist() for one in short.passes] == [
+        one.positions().tolist() for one in long.passes
+    ]
 
 
 def test_dtypes_are_what_the_kernels_read():

@@ -13,7 +13,7 @@ prefix-cache hit may end there: the turn has then been decided, by whoever fille
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from vllm_dpp.pruning.budget import num_kept
 
@@ -127,22 +127,31 @@ class PrunedTurn:
 
 @dataclass(frozen=True, slots=True)
 class PrunePlan:
-    """All pruned turns of one prompt, in prompt order and at least one."""
+    """All pruned turns of one prompt, in prompt order and at least one.
+
+    Args:
+        turns: The turns.
+        end: Past the last of them: from here on nothing is decided any more.
+        num_pruned: Tokens of the prompt that the upper layers will not hold.
+    """
 
     turns: tuple[PrunedTurn, ...]
+    end: int = field(init=False, compare=False, repr=False)
+    num_pruned: int = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "end", self.turns[-1].end)
+        object.__setattr__(self, "num_pruned", sum(turn.num_pruned for turn in self.turns))
 
     @property
     def start(self) -> int:
         """First position at which full and compact positions may differ."""
         return self.turns[0].start
 
-    @property
-    def num_pruned(self) -> int:
-        """Tokens of the prompt that the upper layers will not hold."""
-        return sum(turn.num_pruned for turn in self.turns)
-
     def compact_length(self, num_tokens: int) -> int:
         """Upper-layer tokens when the first ``num_tokens`` tokens have been computed."""
+        if num_tokens >= self.end:
+            return num_tokens - self.num_pruned
         pruned = 0
         for turn in self.turns:
             if num_tokens <= turn.start:

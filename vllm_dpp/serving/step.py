@@ -211,6 +211,45 @@ def lay_out(requests: Sequence[ScheduledRequest], max_rows: int) -> StepLayout |
     )
 
 
+def lay_out_plain(
+    num_computed: Sequence[int],
+    num_scheduled: Sequence[int],
+    num_pruned: Sequence[int],
+    max_rows: int,
+) -> StepLayout:
+    """Lay out a step of requests past all of their ranges, as almost every step of an engine is.
+
+    Args:
+        num_computed: Of each request, tokens computed before this step.
+        num_scheduled: Tokens computed in it.
+        num_pruned: Tokens that the upper layers lack.
+        max_rows: Compact rows that one pass can take.
+    """
+    computed, scheduled, pruned = (
+        np.array(values, np.int64) for values in (num_computed, num_scheduled, num_pruned)
+    )
+    num_rows = int(scheduled.sum())
+    rows = np.arange(num_rows)
+    if num_rows <= max_rows:
+        query_start_loc = np.zeros(len(scheduled) + 1, np.int32)
+        np.cumsum(scheduled, out=query_start_loc[1:])
+        every = np.arange(len(scheduled))
+        passes: tuple[UpperPass, ...] = (
+            UpperPass(every, query_start_loc, computed - pruned, rows),
+        )
+    else:
+        order = np.argsort(computed, kind="stable")
+        passes = _passes(computed - pruned, scheduled, order, max_rows)
+    return StepLayout(
+        num_rows=num_rows,
+        num_compact_rows=num_rows,
+        ranges=(),
+        plain=np.stack([rows, rows]),
+        num_pruned=pruned.astype(np.int32),
+        passes=passes,
+    )
+
+
 def _compact_lengths(request: ScheduledRequest) -> tuple[int, int]:
     start, end = request.num_computed, request.num_computed + request.num_scheduled
     if request.plan is None:

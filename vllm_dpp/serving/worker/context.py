@@ -18,7 +18,13 @@ from vllm.forward_context import get_forward_context
 from vllm_dpp.serving.plan import Grid, MediaSpan, PrunedTurn, PrunedVideo, PrunePlan
 from vllm_dpp.serving.request_plan import RequestOptions, media_of, plan_prompt
 from vllm_dpp.serving.settings import ServingSettings
-from vllm_dpp.serving.step import RangeRows, ScheduledRequest, StepLayout, lay_out
+from vllm_dpp.serving.step import (
+    RangeRows,
+    ScheduledRequest,
+    StepLayout,
+    lay_out,
+    lay_out_plain,
+)
 from vllm_dpp.serving.worker.adapters import NO_ADAPTER, Adapters
 from vllm_dpp.serving.worker.kept_records import EnteringVideo, KeptRecords
 from vllm_dpp.serving.worker.metrics import WorkerMetrics
@@ -173,14 +179,19 @@ class PruningContext:
         self.adapters.begin_step(request_id for request_id, *_ in batch)
         self._rows_entering = list(self._rows_of_entering(batch)) if self._entering else []
         if self.requests:
-            self._layout = lay_out(
-                [
-                    ScheduledRequest(request_id, self._plan(request_id), computed, scheduled)
-                    for request_id, computed, scheduled in batch
-                ],
-                self._max_rows,
-            )
+            self._layout = self._lay_out(batch)
         return self._layout
+
+    def _lay_out(self, batch: Sequence[tuple[str, int, int]]) -> StepLayout | None:
+        plans = [self._plan(request_id) for request_id, *_ in batch]
+        if not any(plans):
+            return None
+        ids, computed, scheduled = zip(*batch, strict=True)
+        if all(plan is None or plan.end <= at for plan, at in zip(plans, computed, strict=True)):
+            pruned = [0 if plan is None else plan.num_pruned for plan in plans]
+            return lay_out_plain(computed, scheduled, pruned, self._max_rows)
+        requests = map(ScheduledRequest, ids, plans, computed, scheduled)
+        return lay_out(list(requests), self._max_rows)
 
     def _rows_of_entering(
         self, batch: Iterable[tuple[str, int, int]]
