@@ -33,6 +33,7 @@ BENCHMARKS = {
     "quality": "vllm_dpp.bench.quality.command",
     "chat": "vllm_dpp.bench.chat.command",
     "soak": "vllm_dpp.bench.soak.command",
+    "growth": "vllm_dpp.bench.growth",
     "gpu": "vllm_dpp.bench.gpu.command",
 }
 
@@ -85,7 +86,7 @@ def show(argv: Sequence[str]) -> int:
 
 
 def bench(argv: Sequence[str]) -> int:
-    """measure it: `bench pruner`, `share-out`, `throughput`, `quality`, `chat`, `soak`, `gpu`"""
+    """measure it; `vllm-dpp bench --help` lists what can be measured"""
     parser = argparse.ArgumentParser(
         prog="vllm-dpp bench",
         usage=f"%(prog)s {{{','.join(BENCHMARKS)}}} [arguments]",
@@ -96,6 +97,7 @@ def bench(argv: Sequence[str]) -> int:
         "quality: right answers of a small trained model, by method, at equal cost. "
         "chat: real servers, conversations about a video and streams that a long video meets. "
         "soak: one real server under everything at once, for minutes. "
+        "growth: bookkeeping on the host, as requests and prompts grow. "
         "gpu: all that only a GPU can show, in stages.",
     )
     parser.add_argument("benchmark", choices=list(BENCHMARKS))
