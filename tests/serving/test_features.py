@@ -35,8 +35,8 @@ def engine(host: EngineHost, judge: Judge, tiny_checkpoint: Path) -> EngineHost:
         scheduling_policy="priority",
         enable_prefix_caching=True,
         max_num_batched_tokens=160,
-        max_num_seqs=3,
-        kv_cache_memory_bytes=6 * 2**20,
+        max_num_seqs=9,
+        kv_cache_memory_bytes=8 * 2**20,
     )
     return host
 
@@ -73,7 +73,7 @@ def test_the_urgent_come_first(engine: EngineHost, judge: Judge) -> None:
     """They take the blocks of others, who start again and answer as if nothing had been."""
     chats = {f"{chat} {i}": chat for i in range(4) for chat in CHATS}
     arrivals = [
-        Arrival(name, judge.engine_prompts[chat], max_tokens=40, priority=5)
+        Arrival(name, judge.engine_prompts[chat] | {"cache_salt": name}, max_tokens=40, priority=5)
         for name, chat in chats.items()
     ]
     urgent = Arrival("urgent", judge.engine_prompts["movie"], step=6, priority=0)

@@ -165,6 +165,7 @@ def test_start_up_stops_at_a_refused_flag(tiny_checkpoint: Path, flag: str, valu
 @pytest.mark.parametrize(
     ("asked", "given"),
     [
+        (None, "PIECEWISE"),
         ("FULL_AND_PIECEWISE", "PIECEWISE"),
         ("FULL_DECODE_ONLY", "NONE"),
         ("FULL", "NONE"),
@@ -172,11 +173,11 @@ def test_start_up_stops_at_a_refused_flag(tiny_checkpoint: Path, flag: str, valu
     ],
 )
 def test_a_step_of_drafts_replays_no_full_graph(
-    config: Any, monkeypatch: pytest.MonkeyPatch, asked: str, given: str
+    config: Any, monkeypatch: pytest.MonkeyPatch, asked: str | None, given: str
 ) -> None:
     drafts = SpeculativeConfig(method="ngram", num_speculative_tokens=2, prompt_lookup_max=3)
     monkeypatch.setattr(config, "speculative_config", drafts)
-    monkeypatch.setattr(config.compilation_config, "cudagraph_mode", CUDAGraphMode[asked])
+    monkeypatch.setattr(config.compilation_config, "cudagraph_mode", asked and CUDAGraphMode[asked])
     assert list(refused(config)) == []
     _choose_cudagraphs(config)
     assert config.compilation_config.cudagraph_mode == CUDAGraphMode[given]

@@ -146,12 +146,14 @@ def _choose_cudagraphs(vllm_config: "VllmConfig") -> None:
     With speculation a step of drafts looks like one of short chunks, which may read a video.
     """
     compilation = vllm_config.compilation_config
-    if vllm_config.speculative_config and compilation.cudagraph_mode.has_full_cudagraphs():
-        mode = CUDAGraphMode.NONE
-        if compilation.cudagraph_mode.has_piecewise_cudagraphs():
-            mode = CUDAGraphMode.PIECEWISE
-        logger.info("cudagraph_mode is set to %s: drafts are no single tokens", mode.name)
-        compilation.cudagraph_mode = mode
+    asked = compilation.cudagraph_mode  # None is vLLM's default, which is chosen later
+    if vllm_config.speculative_config and (asked is None or asked.has_full_cudagraphs()):
+        piecewise = asked is None or asked.has_piecewise_cudagraphs()
+        compilation.cudagraph_mode = CUDAGraphMode.PIECEWISE if piecewise else CUDAGraphMode.NONE
+        logger.info(
+            "cudagraph_mode is set to %s: drafts are no single tokens",
+            compilation.cudagraph_mode.name,
+        )
     if compilation.cudagraph_mode == CUDAGraphMode.FULL:
         logger.info("cudagraph_mode is set to FULL_DECODE_ONLY: a prefill may lose rows midway")
         compilation.cudagraph_mode = CUDAGraphMode.FULL_DECODE_ONLY
