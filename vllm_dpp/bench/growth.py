@@ -111,7 +111,7 @@ def steps_of(arm: str, running: Sequence[int]) -> dict[str, dict[str, float]]:
     from vllm_dpp.toy.checkpoint import TINY, make_checkpoint
 
     model = Model("Qwen2_5_VLForConditionalGeneration", TINY.num_layers)
-    more = parse_arm(arm, model, retention_ratio=0.25, prune_layer=2).engine_args
+    more = parse_arm(arm, model, retention_ratio=0.25, prune_layer=None).engine_args
     with tempfile.TemporaryDirectory() as folder:
         llm = LLM(
             str(make_checkpoint(Path(folder) / "toy")),

@@ -1,6 +1,6 @@
 """KV blocks of the upper layers: allocated for kept tokens alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -48,16 +48,15 @@ class CompactAttentionSpec(AttentionSpec):
 class CompactAttentionManager(FullAttentionManager):
     """Counts blocks at compact lengths, and caches them under names of their own."""
 
-    _requests: Mapping[str, PlannedRequest] | None = None
+    _planned: Callable[[str], PlannedRequest | None]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._planned = _of_another_scheduler
 
     def attach(self, requests: Mapping[str, PlannedRequest]) -> None:
         """Learn from the scheduler where it keeps what it knows of pruned requests."""
-        self._requests = requests
-
-    def _planned(self, request_id: str) -> PlannedRequest | None:
-        if self._requests is None:
-            raise RuntimeError("compact KV groups need the scheduler of vllm_dpp")
-        return self._requests.get(request_id)
+        self._planned = requests.get
 
     def get_num_blocks_to_allocate(
         self,
@@ -72,15 +71,11 @@ class CompactAttentionManager(FullAttentionManager):
     ) -> int:
         planned = self._planned(request_id)
         if planned is not None:
-            num_tokens, total_computed_tokens, num_local_computed_tokens, num_tokens_main_model = (
-                planned.compact_length(n)
-                for n in (
-                    num_tokens,
-                    total_computed_tokens,
-                    num_local_computed_tokens,
-                    num_tokens_main_model,
-                )
-            )
+            compact_length = planned.plan.compact_length
+            num_tokens = compact_length(num_tokens)
+            total_computed_tokens = compact_length(total_computed_tokens)
+            num_local_computed_tokens = compact_length(num_local_computed_tokens)
+            num_tokens_main_model = compact_length(num_tokens_main_model)
         return super().get_num_blocks_to_allocate(
             request_id,
             num_tokens,
@@ -138,6 +133,10 @@ class CompactAttentionManager(FullAttentionManager):
         if isinstance(kv_cache_spec, CompactAttentionSpec):
             kv_cache_spec = kv_cache_spec.as_full_attention()
         return super().find_longest_cache_hit(kv_cache_spec=kv_cache_spec, **kwargs)
+
+
+def _of_another_scheduler(request_id: str) -> PlannedRequest | None:
+    raise RuntimeError("compact KV groups need the scheduler of vllm_dpp")
 
 
 def register_spec() -> None:

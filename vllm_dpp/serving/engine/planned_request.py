@@ -38,6 +38,8 @@ class PlannedRequest:
         vLLM caches up to a block's end, which may lie before a decision point that the request
         has passed; what matters is whether it has.
         """
+        if self.num_allocated >= self.plan.end:
+            return (num_tokens - self.plan.num_pruned) // block_size
         if self.plan.turn_at(self.num_allocated) is not None:
             return self.compact_length(self.num_allocated) // block_size
         pruned = self.num_allocated - self.compact_length(self.num_allocated)

@@ -167,7 +167,7 @@ class PruningSchedulerMixin(Scheduler):
         if request.request_id in self.encoder_cache_mismatch_reqs:
             return [], 0, encoder_compute_budget, [], []
         planned = self.planned.get(request.request_id)
-        if planned is not None:
+        if planned is not None and num_computed_tokens < planned.plan.end:
             num_new_tokens = self._with_room(
                 request.request_id, planned.plan, num_computed_tokens, num_new_tokens
             )
