@@ -25,6 +25,13 @@ def test_links(page: Path) -> None:
             assert anchor in anchors(path.read_text()), f"{page}: {link}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_tests_that_are_named_exist(page: Path) -> None:
+    for path, name in re.findall(r"`(tests/\S+\.py)(?:::(\w+))?[^`]*`", (ROOT / page).read_text()):
+        code = (ROOT / path).read_text()
+        assert not name or f"def {name}(" in code, f"{page}: {path}::{name}"
+
+
 def anchors(text: str) -> set[str]:
     """Of the headings, as hosts of repositories name them."""
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
