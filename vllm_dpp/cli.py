@@ -32,6 +32,7 @@ BENCHMARKS = {
     "throughput": "vllm_dpp.bench.throughput.command",
     "quality": "vllm_dpp.bench.quality.command",
     "chat": "vllm_dpp.bench.chat.command",
+    "serve": "vllm_dpp.bench.serve.command",
     "soak": "vllm_dpp.bench.soak.command",
     "growth": "vllm_dpp.bench.growth",
     "gpu": "vllm_dpp.bench.gpu.command",
@@ -96,6 +97,7 @@ def bench(argv: Sequence[str]) -> int:
         "throughput: whole engines, against stock vLLM. "
         "quality: right answers of a small trained model, by method, at equal cost. "
         "chat: real servers, conversations about a video and streams that a long video meets. "
+        "serve: real servers under vLLM's own `vllm bench serve`. "
         "soak: one real server under everything at once, for minutes. "
         "growth: bookkeeping on the host, as requests and prompts grow. "
         "gpu: all that only a GPU can show, in stages.",

@@ -1,0 +1,1 @@
+"""Servers under vLLM's own `vllm bench serve`."""

@@ -1,0 +1,91 @@
+"""The command line of the serving benchmark."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from vllm_dpp.bench.chat.arms import EVS_WORKER
+from vllm_dpp.bench.throughput.arms import GRAMMAR, Arm
+
+MODULE = "vllm_dpp.bench.serve"
+ARMS = ("stock", "evs@0.6", "two-stages@0.4")
+FRAMES_PER_SECOND = 30
+"""Of the videos that `vllm bench serve` makes; a server reads two of them a second."""
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the arguments; wrong ones end the program with status 2."""
+    parser = argparse.ArgumentParser(
+        prog="vllm-dpp bench serve",
+        description="Stock vLLM, EVS and this plugin in turn under vLLM's own `vllm bench serve`: "
+        "one random video a request, so many requests at once. All servers stay up, one is asked "
+        "at a time. Other flags go to every server.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--model", default="toy:mid", help="a checkpoint, or toy:mid or toy:tiny (random weights)")
+    add("--arms", nargs="+", default=list(ARMS), metavar="ARM", help=GRAMMAR)
+    add("--concurrency", type=int, nargs="+", default=[1, 8, 32], metavar="N", help="at once")
+    add("--rounds", type=int, default=2, help="of each arm and concurrency, each of other videos")
+    add("--waves", type=int, default=2, help="requests of a round: so many times the concurrency")
+    add("--seconds", type=float, default=8, help="of a video")
+    add("--side", type=int, default=168, help="height and width of a video, in pixels")
+    add("--output-tokens", type=int, default=32, help="of a request")
+    add(
+        "--goodput", nargs="+", default=[], metavar="METRIC:MS", help="as `vllm bench serve` has it"
+    )
+    add("--max-model-len", type=int, default=4096, help="limit of tokens in a request")
+    add("--kv-cache-gib", type=float, default=0.25, help="KV memory of each server")
+    add("--gpu-memory-utilization", type=float, help="of each; left out: 0.9 shared by all")
+    add("--output", type=Path, metavar="FILE.json", help="all numbers with provenance; FILE.md too")
+    add("--plot", type=Path, metavar="FILE.png", help="draw them, with matplotlib")
+    options, flags = parser.parse_known_args(argv)
+    options.flags = flags
+    if "stock" not in options.arms or len(set(options.arms)) < len(options.arms):
+        parser.error("--arms needs stock, and each arm once: every ratio is one to stock's")
+    if min(*options.concurrency, options.rounds, options.waves) < 1:
+        parser.error("--concurrency, --rounds and --waves must be at least 1")
+    return options
+
+
+def server_flags(arm: Arm, options: argparse.Namespace, *, on_cpu: bool) -> list[str]:
+    """What `vllm serve` is started with for an arm."""
+    flags = [
+        *("--max-model-len", str(options.max_model_len)),
+        *("--kv-cache-memory-bytes", str(int(options.kv_cache_gib * 2**30))),
+        *("--limit-mm-per-prompt", json.dumps({"image": 0, "video": 1})),
+    ]
+    for name, value in arm.engine_args.items():
+        text = json.dumps(value) if isinstance(value, dict) else str(value)
+        flags += [f"--{name.replace('_', '-')}", text]
+    if arm.name.startswith("evs"):  # warm and cold answers of stock EVS differ
+        flags += ["--no-enable-prefix-caching"]
+        flags += ["--worker-cls", EVS_WORKER] if on_cpu else []
+    if options.model.startswith("toy:"):
+        flags += ["--dtype", "float32"]
+    if on_cpu:
+        flags += ["--enforce-eager"]
+    else:
+        share = options.gpu_memory_utilization or round(0.9 / len(options.arms), 3)
+        flags += ["--gpu-memory-utilization", str(share)]
+    return flags + options.flags
+
+
+def client_flags(options: argparse.Namespace, concurrency: int, seed: int) -> list[str]:
+    """What `vllm bench serve` is asked for, beside the server and where its result goes."""
+    frames = round(options.seconds * FRAMES_PER_SECOND)
+    return [
+        *("--backend", "openai-chat", "--endpoint", "/v1/chat/completions"),
+        *("--dataset-name", "random-mm", "--seed", str(seed), "--num-warmups", "0"),
+        *("--num-prompts", str(concurrency * options.waves)),
+        *("--max-concurrency", str(concurrency)),
+        *("--random-input-len", "16", "--random-output-len", str(options.output_tokens)),
+        *("--random-mm-base-items-per-request", "1"),
+        *("--random-mm-limit-mm-per-prompt", json.dumps({"image": 0, "video": 1})),
+        *("--random-mm-bucket-config", str({(options.side, options.side, frames): 1.0})),
+        *("--percentile-metrics", "ttft,tpot,itl,e2el", "--metric-percentiles", "50,99"),
+        *("--ignore-eos", "--temperature", "0", "--disable-tqdm"),
+        *(["--goodput", *options.goodput] if options.goodput else []),
+    ]
