@@ -1,15 +1,17 @@
 """What else vLLM offers, together with pruning: one engine that has it all on."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.engines.host import EngineHost
+from tests.engines.host import EngineHost, engine_host
 from tests.engines.judge import TOLERANCE, Judge
 from tests.engines.traffic import Arrival, Traffic
 from tests.reference.chats import text, user, video
+from tests.serving.conftest import CUDA
 from vllm_dpp.serving.settings import ServingSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
@@ -22,6 +24,12 @@ CHATS = {
     "movie": [user(MOVIE, text("What moves through the picture?"))],
     "clip": [user(video(6, 12, 84, 112), text("What?"))],
 }
+
+
+@pytest.fixture(scope="module", params=["v1", CUDA])
+def host(request: pytest.FixtureRequest) -> Iterator[EngineHost]:
+    with engine_host(request.param) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +81,7 @@ def test_the_urgent_come_first(engine: EngineHost, judge: Judge) -> None:
     """They take the blocks of others, who start again and answer as if nothing had been."""
     chats = {f"{chat} {i}": chat for i in range(4) for chat in CHATS}
     arrivals = [
-        Arrival(name, judge.engine_prompts[chat] | {"cache_salt": name}, max_tokens=40, priority=5)
+        Arrival(name, judge.engine_prompts[chat] | {"cache_salt": name}, max_tokens=20, priority=5)
         for name, chat in chats.items()
     ]
     urgent = Arrival("urgent", judge.engine_prompts["movie"], step=6, priority=0)

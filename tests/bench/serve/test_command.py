@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
