@@ -101,7 +101,7 @@ def run(folder: Path, model: str, options: Any) -> dict[str, Any]:
     good, bad = [maker.longest(), *maker.good(options.cases)], list(maker.bad())
     if options.stock:
         good, bad = [case.for_stock() for case in good], [c for c in bad if not c.is_ours]
-    environment = {"VLLM_PLUGINS": ""} if options.stock else {}
+    environment = memory.GIVE_BACK | ({"VLLM_PLUGINS": ""} if options.stock else {})
     with serve("the server", command, model, folder / "server.log", environment) as server:
         wait_until_ready(server)
         say(f"{len(good)} good and {len(bad)} bad requests, one at a time")

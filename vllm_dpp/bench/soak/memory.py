@@ -8,6 +8,14 @@ from statistics import median
 
 PERIOD_S = 2.0
 MIB = 2**20
+GIVE_BACK = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**18),
+    "MALLOC_TRIM_THRESHOLD_": str(2**18),
+    "MALLOC_ARENA_MAX": "2",
+}
+"""Environment of a process in which glibc gives freed memory back at once: what is resident is then
+what is held. By its defaults it keeps ever larger pieces, in which tensors of all sizes leave gaps.
+"""
 MAX_GROWTH = 0.02
 """Of ``growth``, for memory to count as flat; minutes are needed to see it."""
 
