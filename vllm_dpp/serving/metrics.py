@@ -35,6 +35,8 @@ def values_are_shared() -> bool:
 class ProcessMetrics:
     """The metrics of one scheduler or worker.
 
+    From here on they may be written at any time, so a subclass first makes what ``refresh`` reads.
+
     Args:
         process: What it is, for the name of its file.
         vllm_config: The engine's configuration.
