@@ -16,11 +16,12 @@ SKIP_KNOWN := sed -u -e '/^Requirement already satisfied/d' -e '/^Looking in /d'
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 \
 	VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
 # Half of the tests, by time.
-BESIDE := tests/e2e tests/patches tests/pruning tests/quality tests/reference tests/toy \
+BESIDE := tests/bench tests/e2e tests/patches tests/pruning tests/quality tests/reference tests/toy \
 	tests/serving/scheduling tests/serving/test_families.py
 CPU_VLLM := VLLM_CPU_KVCACHE_SPACE=$${VLLM_CPU_KVCACHE_SPACE:-1}
 
 PYTEST = $(OFFLINE) $(CPU_VLLM) $(BIN)/python -m pytest
+HALF = OMP_NUM_THREADS=1 $(PYTEST) --durations=40 --durations-min=20
 
 .PHONY: help env test lint types pytest demo clean
 
@@ -65,8 +66,8 @@ ifdef PYTEST_ARGS
 else
 	@echo "==> pytest, and beside it $(BESIDE)"
 	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
-	OMP_NUM_THREADS=1 $(PYTEST) $(BESIDE) >"$$log" 2>&1 & \
-	status=0; OMP_NUM_THREADS=1 $(PYTEST) $(BESIDE:%=--ignore=%) || status=$$?; \
+	$(HALF) $(BESIDE) >"$$log" 2>&1 & \
+	status=0; $(HALF) $(BESIDE:%=--ignore=%) || status=$$?; \
 	wait $$! || status=$$?; cat "$$log"; exit $$status
 endif
 
