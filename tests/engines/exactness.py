@@ -8,7 +8,7 @@ from typing import Any
 from tests.engines.host import EngineHost
 from tests.engines.judge import TOLERANCE, Judge
 from tests.engines.traffic import Arrival
-from tests.reference.prompt import MediaItem
+from tests.reference.media import MediaItem
 from vllm_dpp.serving.settings import ServingSettings
 
 

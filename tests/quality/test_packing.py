@@ -11,8 +11,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("cv2")
 
+from tests.reference.media import MediaItem  # noqa: E402
 from tests.reference.positions import mrope_positions  # noqa: E402
-from tests.reference.prompt import MediaItem  # noqa: E402
 from vllm_dpp.quality import learner, network  # noqa: E402  (needs the modules above)
 from vllm_dpp.quality.batches import Batch, BatchSize, draw_questions, make_batch  # noqa: E402
 from vllm_dpp.quality.learner import (  # noqa: E402

@@ -5,9 +5,10 @@ layer loop are its own. Only the choice of tokens is injected; by default it is 
 selection of `vllm_dpp.pruning`.
 """
 
+from .media import MediaItem
 from .plan import VideoPlan, plan_videos
 from .positions import mrope_positions
-from .prompt import MediaItem, Prompt, chat_text, multi_modal_data, prompt_from_messages
+from .prompt import Prompt, chat_text, multi_modal_data, prompt_from_messages
 from .reference import Reference, ReferenceResult
 from .selection import Select, naive_selection
 

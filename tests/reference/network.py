@@ -8,8 +8,9 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from .layers import Rotary, decoder_layer, raw_relevance, rms_norm
+from .media import MediaItem
 from .positions import mrope_positions, mrope_positions_by_slice
-from .prompt import MediaItem, Prompt
+from .prompt import Prompt
 
 
 class Network:
@@ -59,8 +60,13 @@ class Network:
         return added
 
     def positions(self, prompt: Prompt, num_generated: int) -> Tensor:
-        """Positions [3, tokens] of the prompt and of the tokens generated behind it."""
+        """Positions [3, tokens] of the prompt and of the tokens generated behind it.
+
+        [1, tokens] where a model counts tokens.
+        """
         vision = self.model.config.vision_config
+        if self.model.config.model_type == "internvl":
+            return torch.arange(len(prompt.token_ids) + num_generated)[None]
         if self.model.config.model_type.startswith("qwen3_vl"):
             return mrope_positions_by_slice(
                 len(prompt.token_ids) + num_generated,
@@ -107,11 +113,15 @@ class Network:
         return self.model.model.language_model
 
     def _rotary(self, positions: Tensor) -> Rotary:
-        cos, sin = self._decoder.rotary_emb(self.model.lm_head.weight, positions[:, None])
+        if len(positions) > 1:
+            positions = positions[:, None]
+        cos, sin = self._decoder.rotary_emb(self.model.lm_head.weight, positions)
         return cos[0], sin[0]
 
     def _media_embedding(self, item: MediaItem) -> Tensor:
         model = self.model
+        if model.config.model_type == "internvl":
+            return model.get_image_features(item.pixel_values).pooler_output.flatten(0, 1)
         encode = model.get_video_features if item.modality == "video" else model.get_image_features
         pixel_values = item.pixel_values.to(model.dtype)
         output = encode(pixel_values, torch.tensor([item.grid_thw]))

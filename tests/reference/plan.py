@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 from itertools import groupby
 
-from .prompt import MediaItem, Prompt
+from .media import MediaItem
+from .prompt import Prompt
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .prompt import MediaItem
+from .media import MediaItem
 
 
 def mrope_positions(

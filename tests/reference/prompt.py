@@ -6,60 +6,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import ProcessorMixin
+from transformers import InternVLProcessor, ProcessorMixin
 from transformers.video_utils import VideoMetadata
 
 from vllm_dpp.toy.video import vllm_video
 
+from .frames import expanded
+from .media import MediaItem
+
 Messages = Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class MediaItem:
-    """One image or video of a prompt.
-
-    Args:
-        modality: "image" or "video".
-        start: first position of its placeholder, which may hold text between the slices.
-        length: number of its own tokens, one per merged patch.
-        pixel_values: [patches, patch_dim] float, normalised.
-        grid_thw: time slices, patch rows and patch columns, before the spatial merge.
-        second_per_grid_t: seconds between two time slices; unused for images.
-        entered: which of the merged patches have a token, ascending; None for all of them.
-        text: places of the whole placeholder, counted from its start, that hold text.
-    """
-
-    modality: str
-    start: int
-    length: int
-    pixel_values: Tensor
-    grid_thw: tuple[int, int, int]
-    second_per_grid_t: float = 1.0
-    entered: tuple[int, ...] | None = None
-    text: frozenset[int] = frozenset()
-
-    @property
-    def left(self) -> list[int]:
-        """Places of the whole placeholder that are in the prompt."""
-        if self.entered is None:
-            return list(range(self.length + len(self.text)))
-        own = [place for place in range(self._num_whole) if place not in self.text]
-        return sorted([*self.text, *(own[index] for index in self.entered)])
-
-    @property
-    def end(self) -> int:
-        return self.start + self.length + len(self.text)
-
-    @property
-    def rows(self) -> list[int]:
-        """Positions of its own tokens."""
-        return [self.start + i for i, place in enumerate(self.left) if place not in self.text]
-
-    @property
-    def _num_whole(self) -> int:
-        """Places of the whole placeholder, and more."""
-        return max([*self.text, -1]) + 1 + len(self.pixel_values)
 
 
 @dataclass(frozen=True)
@@ -142,6 +97,10 @@ def prompt_from_messages(
     time slice included, and derives positions from the rounded value; `engine_dtype` repeats that.
     No frame is sampled away.
     """
+    turn_end = processor.tokenizer.convert_tokens_to_ids(turn_end_token)
+    if isinstance(processor, InternVLProcessor):
+        text = chat_text(processor, messages)
+        return Prompt(*expanded(processor, text, _in_order(messages), engine_dtype), turn_end)
     media = multi_modal_data(messages)
     videos = [frames for frames, _ in media.get("video", [])]
     metadata = [
@@ -156,11 +115,18 @@ def prompt_from_messages(
         return_tensors="pt",
     )
     token_ids = tuple(outputs["input_ids"][0].tolist())
+    items = _place_media(token_ids, outputs, processor, engine_dtype)
     return Prompt(
         token_ids=token_ids,
-        media=_place_media(token_ids, outputs, processor, engine_dtype),
-        turn_end_token_id=processor.tokenizer.convert_tokens_to_ids(turn_end_token),
+        media=items,
+        turn_end_token_id=turn_end,
     )
+
+
+def _in_order(messages: Messages) -> list[tuple[str, Any]]:
+    """The media of the messages: modality, and image or frames."""
+    parts = [part for m in messages if not isinstance(m["content"], str) for part in m["content"]]
+    return [(part["type"], part[part["type"]]) for part in parts if part["type"] != "text"]
 
 
 def _place_media(

@@ -4,15 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from tests.reference import Reference
+from tests.reference import Prompt, Reference
 from tests.reference.chats import CHATS
+from tests.reference.frames import in_one_token
 from tests.reference.test_reference import everything, model_inputs, transformers_forward
 from vllm_dpp.toy.checkpoint import CheckpointSpec, make_checkpoint
 from vllm_dpp.toy.qwen3_vl import DEEPSTACK_LEVELS
 
 
-@pytest.fixture(scope="module", params=["qwen2_vl", "qwen3_vl", "qwen3_vl_moe"])
+@pytest.fixture(scope="module", params=["qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "internvl"])
 def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("checkpoint")
     path: Path = make_checkpoint(folder / "tiny", CheckpointSpec(architecture=request.param))
@@ -24,21 +26,43 @@ def test_without_pruning_the_logits_are_those_of_transformers(
     reference: Reference, name: str
 ) -> None:
     prompt = reference.from_messages(CHATS[name])
-    config, ids = reference.network.model.config, torch.tensor([prompt.token_ids])
-    has_text = config.model_type.startswith("qwen3")
-    types = torch.zeros_like(ids)  # by which transformers finds its own positions
-    types[ids == config.image_token_id], types[ids == config.video_token_id] = 1, 2
+    has_text = not reference.network.model.config.model_type.startswith("qwen2")
     with torch.inference_mode():
-        if has_text:  # and our positions are transformers' own
-            inputs = model_inputs(prompt)
-            expected = reference.network.model(**inputs, mm_token_type_ids=types).logits[0]
-        else:
-            expected = transformers_forward(reference, prompt).logits[0]
+        expected = OF_FAMILY[reference.network.model.config.model_type](reference, prompt)
         actual = reference.logits(prompt, [], DEEPSTACK_LEVELS, everything(prompt))
     torch.testing.assert_close(actual, expected, atol=2e-5, rtol=0)
     for video in prompt.videos:
-        assert (ids[0, video.rows] == config.video_token_id).all()
+        assert len({prompt.token_ids[row] for row in video.rows}) == 1
         assert (len(video.text) > 10) == has_text
+
+
+def with_our_positions(reference: Reference, prompt: Prompt) -> Tensor:
+    return transformers_forward(reference, prompt).logits[0]
+
+
+def with_its_own_positions(reference: Reference, prompt: Prompt) -> Tensor:
+    """By the types of tokens."""
+    config, ids = reference.network.model.config, torch.tensor([prompt.token_ids])
+    types = torch.zeros_like(ids)
+    types[ids == config.image_token_id], types[ids == config.video_token_id] = 1, 2
+    return reference.network.model(**model_inputs(prompt), mm_token_type_ids=types).logits[0]
+
+
+def of_pictures(reference: Reference, prompt: Prompt) -> Tensor:
+    """All pixels in order, and one token for images and videos."""
+    ids = in_one_token(torch.tensor([prompt.token_ids]), reference.processor)
+    inputs = {"input_ids": ids}
+    if prompt.media:
+        inputs["pixel_values"] = torch.cat([item.pixel_values for item in prompt.media])
+    return reference.network.model(**inputs).logits[0]
+
+
+OF_FAMILY = {
+    "qwen2_vl": with_our_positions,
+    "qwen3_vl": with_its_own_positions,
+    "qwen3_vl_moe": with_its_own_positions,
+    "internvl": of_pictures,
+}
 
 
 def test_layers_that_deepstack_adds_to_see_every_token(reference: Reference) -> None:

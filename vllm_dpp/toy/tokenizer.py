@@ -4,6 +4,8 @@ Without merges a token is one byte of UTF-8: any text round-trips, and a vocabul
 keeps the embedding of a small model small.
 """
 
+from collections.abc import Mapping
+
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import Qwen2Tokenizer
 
@@ -56,16 +58,23 @@ CHAT_TEMPLATE = """\
 """
 
 
-def make_tokenizer() -> Qwen2Tokenizer:
-    """Returns the tokenizer: 256 byte tokens, then `SPECIAL_TOKENS`, ids without gaps."""
+def make_tokenizer(named: Mapping[str, str] | None = None) -> Qwen2Tokenizer:
+    """Returns the tokenizer: 256 byte tokens, then `SPECIAL_TOKENS`, ids without gaps.
+
+    Args:
+        named: special tokens of a family, by the attributes that its processor reads.
+    """
     vocab = {char: i for i, char in enumerate(sorted(ByteLevel.alphabet()))}
+    special = (*SPECIAL_TOKENS, *(named or {}).values())
     tokenizer = Qwen2Tokenizer(
-        vocab=vocab | {token: len(vocab) + i for i, token in enumerate(SPECIAL_TOKENS)},
+        vocab=vocab | {token: len(vocab) + i for i, token in enumerate(special)},
         merges=[],
         eos_token=TURN_END,
         pad_token=PADDING,
         unk_token=PADDING,
-        extra_special_tokens=list(SPECIAL_TOKENS),
+        extra_special_tokens=named if named else list(SPECIAL_TOKENS),
     )
+    if named:
+        tokenizer.add_tokens(list(SPECIAL_TOKENS), special_tokens=True)
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer

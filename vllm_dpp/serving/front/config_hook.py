@@ -67,16 +67,23 @@ def resolve(vllm_config: "VllmConfig") -> ServingSettings:
             f"{SECTION}.prune_layer must be at least {levels}, got {layer}: DeepStack adds to the "
             f"first {levels} layers of this model, which have to see every video token"
         )
+    family = family_of(model_config.architecture)
     token = settings.turn_end_token_id
     if token is None:
-        token = _turn_end_token_id(model_config)
+        token = _token_id(
+            model_config, family.turn_end_token, "turn_end_token_id", "ends a chat turn"
+        )
     _make_record_dir(settings)
     pad = settings.video_token_id
-    if pad is None:
+    if pad is None and family.video_token is not None:
+        pad = _token_id(
+            model_config, family.video_token, "video_token_id", "stands for a video's tokens"
+        )
+    elif pad is None:
         pad = model_config.hf_config.video_token_id
     resolved = replace(settings, prune_layer=layer, turn_end_token_id=token, video_token_id=pad)
     resolved = resolved.with_ratios(num_layers)
-    family_of(model_config.architecture).check(resolved)
+    family.check(resolved)
     return resolved
 
 
@@ -86,16 +93,15 @@ def deepstack_levels(model_config: "ModelConfig") -> int:
     return len(getattr(vision, "deepstack_visual_indexes", None) or ())
 
 
-def _turn_end_token_id(model_config: "ModelConfig") -> int:
+def _token_id(model_config: "ModelConfig", token: str, setting: str, purpose: str) -> int:
     from vllm.tokenizers.registry import cached_tokenizer_from_config
 
-    token = family_of(model_config.architecture).turn_end_token
     tokenizer = cached_tokenizer_from_config(model_config)
     token_id = None if tokenizer is None else tokenizer.get_vocab().get(token)
     if token_id is None:
         raise ValueError(
-            f"the tokenizer has no {token!r}, which ends a chat turn in this model family: "
-            f"set {SECTION}.turn_end_token_id"
+            f"the tokenizer has no {token!r}, which {purpose} in this model family: "
+            f"set {SECTION}.{setting}"
         )
     return int(token_id)
 

@@ -37,16 +37,19 @@ class EntryProcessorMixin:
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
         outputs = super()._apply_hf_processor_main(mm_items, without_ratio(hf_kwargs))  # type: ignore[misc]
-        grids = outputs.get("video_grid_thw")
-        if grids is not None:
+        if grids := self.video_grids(outputs):
             ratio = self._entry_ratio(hf_kwargs)
-            merge = self.info.get_hf_config().vision_config.spatial_merge_size
             counts = [
-                self._num_entering((t, h // merge, w // merge), ratio, outputs, item)
-                for item, (t, h, w) in enumerate(grids.tolist())
+                self._num_entering(grid, ratio, outputs, item) for item, grid in enumerate(grids)
             ]
             outputs[NUM_ENTERED] = torch.tensor(counts)
         return outputs
+
+    def video_grids(self, outputs: Any) -> list[Grid]:
+        """Slices, rows and columns of the tokens of each video that the processor has made."""
+        merge = self.info.get_hf_config().vision_config.spatial_merge_size
+        grids = outputs.get("video_grid_thw")
+        return [] if grids is None else [(t, h // merge, w // merge) for t, h, w in grids.tolist()]
 
     def _num_entering(self, grid: Grid, ratio: float, outputs: Any, item: int) -> int:
         """How many tokens of a video enter.
@@ -121,23 +124,35 @@ class TimedEntryProcessorMixin(EntryProcessorMixin):
         number, whole = super()._num_entering(grid, ratio, outputs, item), prod(grid)
         if number == whole:
             return whole
-        num_text = len(self.text_between(outputs["timestamps"][item]))
-        length, positions = number + num_text, num_text + grid[0] * max(grid[1:])
+        num_text = len(self.text_between(outputs, item))
+        length, positions = number + num_text, self.num_positions(grid, number, num_text)
         if length >= whole or positions > POSITIONS_PER_TOKEN * length:
             return whole
         return number
 
     def _placeholders(self, whole: Any, number: int) -> Any:
-        config = self.info.get_hf_config()
-        pad = config.video_token_id
+        pad = self.video_token_id()
         if whole.full.count(pad) == number:
             return whole
         first = whole.full.index(pad)
         text = [token for token in whole.full[first:] if token != pad]
         return PromptUpdateDetails.from_seq([*whole.full[:first], *[pad] * number, *text])
 
-    def text_between(self, timestamps: Any) -> list[int]:
-        """Token ids of the text of a video, all slices together."""
+    def video_token_id(self) -> int:
+        """What stands in the prompt for a token of a video."""
+        return self.info.get_hf_config().video_token_id
+
+    def num_positions(self, grid: Grid, number: int, num_text: int) -> int:
+        """How many positions a video takes up of whose tokens ``number`` enter; here by M-RoPE."""
+        return num_text + grid[0] * max(grid[1:])
+
+    def text_between(self, outputs: Any, item: int) -> list[int]:
+        """Token ids of the text of a video, all slices together.
+
+        Args:
+            outputs: Of the processor, for all videos.
+            item: Which of them it is.
+        """
         raise NotImplementedError
 
 

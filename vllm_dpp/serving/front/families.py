@@ -15,6 +15,8 @@ class Family:
         implementation: ``module:class`` of the variant.
         turn_end_token: The token that ends a chat turn.
         has_text_in_videos: Whether text stands between the slices of a video.
+        video_token: What stands in a prompt for a token of a video; ``None`` where ``config.json``
+            has its id as ``video_token_id``.
     """
 
     base: str
@@ -22,6 +24,7 @@ class Family:
     implementation: str
     turn_end_token: str
     has_text_in_videos: bool = False
+    video_token: str | None = None
 
     def check(self, settings: ServingSettings) -> None:
         """Raise ``ValueError`` where a setting asks for what the family cannot do yet."""
@@ -62,6 +65,14 @@ FAMILIES = (
         ),
         turn_end_token="<|im_end|>",
         has_text_in_videos=True,
+    ),
+    Family(
+        base="InternVLForConditionalGeneration",
+        variant="DPPInternVLForConditionalGeneration",
+        implementation="vllm_dpp.serving.worker.models.internvl:DPPInternVLForConditionalGeneration",
+        turn_end_token="<|im_end|>",
+        has_text_in_videos=True,
+        video_token="<video>",
     ),
 )
 

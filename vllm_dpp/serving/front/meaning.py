@@ -1,6 +1,6 @@
 """What the settings mean, in words and bytes, for the server's log."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm_dpp.pruning.budget import num_kept
 from vllm_dpp.serving.front.families import family_of
@@ -10,7 +10,7 @@ from vllm_dpp.serving.settings import ServingSettings
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-SLICES_PER_MINUTE, SIDE = 60, 448
+SLICES_PER_MINUTE, FRAMES_PER_SLICE, SIDE = 60, 2, 448
 """Of a video of 448 x 448 pixels, read at 2 frames a second."""
 
 
@@ -18,8 +18,7 @@ def meaning(settings: ServingSettings, vllm_config: "VllmConfig") -> str:
     """One line: tokens that enter and are kept of a minute of video, and the bytes of their KV."""
     model = vllm_config.model_config
     layers, split = model.hf_text_config.num_hidden_layers, settings.split_layer
-    vision = model.hf_config.vision_config
-    seen = SLICES_PER_MINUTE * (SIDE // (vision.patch_size * vision.spatial_merge_size)) ** 2
+    seen = _tokens_per_minute(model.hf_config)
     text = family_of(model.architecture).has_text_in_videos
     entered = num_kept(seen, settings.entry_ratio)
     kept = num_kept(entered, settings.retention_ratio)
@@ -33,3 +32,10 @@ def meaning(settings: ServingSettings, vllm_config: "VllmConfig") -> str:
         f"{left / 2**20:.0f} MiB of KV instead of {whole / 2**20:.0f}, "
         f"{100 * left / whole:.0f} %"
     )
+
+
+def _tokens_per_minute(config: Any) -> int:
+    if (per_frame := getattr(config, "image_seq_length", None)) is not None:  # of whatever size
+        return SLICES_PER_MINUTE * FRAMES_PER_SLICE * per_frame
+    vision = config.vision_config
+    return SLICES_PER_MINUTE * (SIDE // (vision.patch_size * vision.spatial_merge_size)) ** 2

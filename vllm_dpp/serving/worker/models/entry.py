@@ -132,13 +132,14 @@ class EntryStage:
 
         Args:
             positions: [3, num_rows] int64 or more rows, of the prompts' lists; they are changed.
+                [num_rows] in a model that counts tokens: they stay, as of a shorter video.
 
         Returns:
             [num_rows, 4] int64, the `_COORDINATES` of each row of a video that enters in part, 0
             for others; ``None`` where no video of the step does.
         """
         places, self._places = self._places, None
-        if places is not None:
+        if places is not None and positions.dim() == 2:
             positions[:, : len(places)] += places[:, :_AXES].T
         return places
 

@@ -31,7 +31,6 @@ class PrunedModelMixin:
     """Mixed into a stock model before it; `split` ends its construction."""
 
     lora_manager: Any
-    visual: Any
     language_model: Any
 
     def encoded_videos(
@@ -46,10 +45,12 @@ class PrunedModelMixin:
         """
         raise NotImplementedError
 
-    def placed_media(
-        self, input_tokens: Sequence[int], mm_features: Sequence[MultiModalFeatureSpec]
-    ) -> Iterable[PlacedItem]:
-        """Where a prompt's media stand, in order."""
+    def video_grids(self, kwargs: Mapping[str, Any]) -> list[Grid]:
+        """Slices, rows and columns of the tokens of each video that the encoder was given."""
+        raise NotImplementedError
+
+    def grid_of(self, feature: MultiModalFeatureSpec) -> Grid:
+        """Slices, rows and columns of an item's tokens."""
         raise NotImplementedError
 
     def split(self, vllm_config: VllmConfig, prefix: str, deepstack_levels: int = 0) -> None:
@@ -83,7 +84,7 @@ class PrunedModelMixin:
         numbers = counts.flatten().tolist()
         if all(number == len(tokens) for number, tokens in zip(numbers, outputs, strict=True)):
             return outputs
-        grids = [self._in_tokens(grid) for grid in kwargs["video_grid_thw"].tolist()]
+        grids = self.video_grids(kwargs)
         found = self.encoded_videos(outputs, grids, kwargs)
         videos = [
             EncodedVideo(tokens, grid, number, **more)
@@ -114,30 +115,9 @@ class PrunedModelMixin:
             self.pruning.entered(places)
         return super().forward(input_ids, positions, *args, **kwargs)  # type: ignore[misc]
 
-    def get_encoder_cudagraph_config(self) -> Any:
-        """Without videos: the graphs' outputs pass by `embed_multimodal`."""
-        config = super().get_encoder_cudagraph_config()  # type: ignore[misc]
-        return replace(config, modalities=[m for m in config.modalities if m != "video"])
-
-    def get_mrope_input_positions(
-        self, input_tokens: list[int], mm_features: list[MultiModalFeatureSpec]
-    ) -> tuple[torch.Tensor, int]:
-        in_order = sorted(mm_features, key=lambda feature: feature.mm_position.offset)
-        return prompt_positions(len(input_tokens), self.placed_media(input_tokens, in_order))
-
     def media_grids(self, mm_features: Sequence[MultiModalFeatureSpec]) -> dict[int, Grid]:
         """Slices, rows and columns of each item's tokens, by first prompt position."""
         return {feature.mm_position.offset: self.grid_of(feature) for feature in mm_features}
-
-    def grid_of(self, feature: MultiModalFeatureSpec) -> Grid:
-        """Slices, rows and columns of an item's tokens."""
-        assert feature.data is not None
-        return self._in_tokens(feature.data[f"{feature.modality}_grid_thw"].data.tolist())
-
-    def _in_tokens(self, grid_thw: Sequence[int]) -> Grid:
-        slices, rows, columns = grid_thw
-        merge = self.visual.spatial_merge_size
-        return slices, rows // merge, columns // merge
 
     @staticmethod
     def get_model_state_cls() -> Any:
@@ -145,3 +125,38 @@ class PrunedModelMixin:
         from vllm_dpp.serving.worker.model_state import PruningModelState
 
         return PruningModelState
+
+
+class PrunedMRopeModelMixin(PrunedModelMixin):
+    """Mixed into a model whose tokens stand on three axes, and whose media tell their grids."""
+
+    visual: Any
+
+    def placed_media(
+        self, input_tokens: Sequence[int], mm_features: Sequence[MultiModalFeatureSpec]
+    ) -> Iterable[PlacedItem]:
+        """Where a prompt's media stand, in order."""
+        raise NotImplementedError
+
+    def get_mrope_input_positions(
+        self, input_tokens: list[int], mm_features: list[MultiModalFeatureSpec]
+    ) -> tuple[torch.Tensor, int]:
+        in_order = sorted(mm_features, key=lambda feature: feature.mm_position.offset)
+        return prompt_positions(len(input_tokens), self.placed_media(input_tokens, in_order))
+
+    def get_encoder_cudagraph_config(self) -> Any:
+        """Without videos: the graphs' outputs pass by `embed_multimodal`."""
+        config = super().get_encoder_cudagraph_config()  # type: ignore[misc]
+        return replace(config, modalities=[m for m in config.modalities if m != "video"])
+
+    def video_grids(self, kwargs: Mapping[str, Any]) -> list[Grid]:
+        return [self._in_tokens(grid) for grid in kwargs["video_grid_thw"].tolist()]
+
+    def grid_of(self, feature: MultiModalFeatureSpec) -> Grid:
+        assert feature.data is not None
+        return self._in_tokens(feature.data[f"{feature.modality}_grid_thw"].data.tolist())
+
+    def _in_tokens(self, grid_thw: Sequence[int]) -> Grid:
+        slices, rows, columns = grid_thw
+        merge = self.visual.spatial_merge_size
+        return slices, rows // merge, columns // merge

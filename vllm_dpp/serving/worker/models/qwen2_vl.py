@@ -22,10 +22,10 @@ from vllm_dpp.serving.front.admission import AdmissionProcessorMixin
 from vllm_dpp.serving.front.entry import EntryProcessorMixin
 from vllm_dpp.serving.plan import Grid
 from vllm_dpp.serving.worker.models.entry import PlacedItem
-from vllm_dpp.serving.worker.models.pruned_model import PrunedModelMixin
+from vllm_dpp.serving.worker.models.pruned_model import PrunedMRopeModelMixin
 
 
-class PrunedQwen2VLMixin(PrunedModelMixin):
+class PrunedQwen2VLMixin(PrunedMRopeModelMixin):
     """Mixed into a stock model of this kind."""
 
     config: Any

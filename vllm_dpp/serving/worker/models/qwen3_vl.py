@@ -24,7 +24,7 @@ from vllm_dpp.serving.front.admission import AdmissionProcessorMixin
 from vllm_dpp.serving.front.entry import POSITIONS_PER_TOKEN, TimedEntryProcessorMixin
 from vllm_dpp.serving.plan import Grid
 from vllm_dpp.serving.worker.models.entry import PlacedItem, TextBetween
-from vllm_dpp.serving.worker.models.pruned_model import PrunedModelMixin
+from vllm_dpp.serving.worker.models.pruned_model import PrunedMRopeModelMixin
 from vllm_dpp.serving.worker.models.timed_slices import TimedSlices
 
 
@@ -33,11 +33,12 @@ class DPPQwen3VLProcessor(
 ):
     """A front end that builds it also checks what requests ask for; videos may be shortened."""
 
-    def text_between(self, timestamps: Any) -> list[int]:
+    def text_between(self, outputs: Any, item: int) -> list[int]:
+        timestamps = outputs["timestamps"][item]
         return _text_between(timestamps, self.info.get_tokenizer(), self.info.get_hf_config())
 
 
-class PrunedQwen3VLMixin(PrunedModelMixin):
+class PrunedQwen3VLMixin(PrunedMRopeModelMixin):
     """Mixed into a stock model of this kind, whatever its decoder's layers are made of."""
 
     config: Any
