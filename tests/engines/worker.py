@@ -50,7 +50,7 @@ class EngineWorker:
         defaults = {
             "enforce_eager": True,
             "dtype": "float32",
-            "max_model_len": 1024,
+            "max_model_len": 2048,
             "max_num_batched_tokens": 4096,
             "max_num_seqs": 64,
             "block_size": 32,

@@ -60,7 +60,7 @@ def _words(processor: Any, item: MediaItem) -> str:
 def _placed(
     processor: Any, token_ids: Sequence[int], items: Sequence[MediaItem]
 ) -> Iterator[MediaItem]:
-    """A video begins with the number of its first frame, and ends with the mark of its last."""
+    """A picture has a mark before and behind it; a video begins with the number of its first."""
     vocabulary = processor.tokenizer.get_vocab()
     lead = len(processor.tokenizer(f"Frame1: {processor.start_image_token}")["input_ids"])
     end = 0
@@ -68,7 +68,7 @@ def _placed(
         is_video = item.modality == "video"
         own = vocabulary[processor.video_token if is_video else processor.image_token]
         rows = [p for p in range(end, len(token_ids)) if token_ids[p] == own][: item.length]
-        start, end = rows[0] - lead * is_video, rows[-1] + 1 + is_video
+        start, end = rows[0] - (lead if is_video else 1), rows[-1] + 2
         text = frozenset(range(end - start)) - {row - start for row in rows}
         yield replace(item, start=start, text=text)
 
