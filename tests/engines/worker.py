@@ -2,6 +2,7 @@
 
 import gc
 import json
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def serve(connection: Any, runner: str) -> None:
         try:
             connection.send(("ok", getattr(worker, name)(*args, **kwargs)))
         except Exception as error:
-            connection.send(("error", f"{type(error).__name__}: {error}"))
+            connection.send(("error", "".join(traceback.format_exception(error))))
 
 
 class EngineWorker:

@@ -10,6 +10,10 @@ from vllm.forward_context import ForwardContext
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.model_manager import LoRAModelManager
 from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.models.interns1 import (
+    InternS1ForConditionalGeneration,
+    InternS1MultiModalProcessor,
+)
 from vllm.model_executor.models.qwen2_5_vl import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLMultiModalProcessor,
@@ -30,7 +34,7 @@ from vllm_dpp.serving.engine.scheduler import PruningSchedulerMixin
 from vllm_dpp.serving.front.entry import EntryProcessorMixin
 from vllm_dpp.serving.worker.attention import CompactAttention, make_compact
 from vllm_dpp.serving.worker.model_state import PruningModelState
-from vllm_dpp.serving.worker.models.pruned_model import PrunedModelMixin
+from vllm_dpp.serving.worker.models.pruned_model import PrunedModelMixin, PrunedMRopeModelMixin
 from vllm_dpp.serving.worker.models.split_decoder import AboveSplit, BelowRelevance, BelowSplit
 from vllm_dpp.serving.worker.v1.runner import PruningCPUModelRunner
 
@@ -106,6 +110,8 @@ OVERRIDDEN = {
         "embed_multimodal": "kwargs",
         "embed_input_ids": "input_ids multimodal_embeddings is_multimodal",
         "forward": "input_ids positions intermediate_tensors inputs_embeds kwargs",
+    },
+    PrunedMRopeModelMixin: {
         "get_encoder_cudagraph_config": "",
         "get_mrope_input_positions": "input_tokens mm_features",
     },
@@ -114,8 +120,17 @@ OVERRIDDEN = {
 
 
 MIXED_WITH = {
-    EntryProcessorMixin: (Qwen2_5_VLMultiModalProcessor, Qwen3VLMultiModalProcessor),
-    PrunedModelMixin: (Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration),
+    EntryProcessorMixin: (
+        Qwen2_5_VLMultiModalProcessor,
+        Qwen3VLMultiModalProcessor,
+        InternS1MultiModalProcessor,
+    ),
+    PrunedModelMixin: (
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen3VLForConditionalGeneration,
+        InternS1ForConditionalGeneration,
+    ),
+    PrunedMRopeModelMixin: (Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration),
 }
 """Of mixins, the classes before which they are mixed in."""
 BASES = [(ours, base) for ours in OVERRIDDEN for base in MIXED_WITH.get(ours, ours.__bases__[:1])]
@@ -146,6 +161,13 @@ def test_schedule_still_calls_what_we_override() -> None:
     assert source.index("self._ec_transfer_pending(") > source.index(
         "self._get_local_prefix_cache_hit("
     ), "a hit is known before a request is passed over"
+
+
+def test_that_positions_have_axes_only_says_what_metadata_workers_get() -> None:
+    uses = inspect.getsource(Scheduler).count("self.model_uses_mrope")
+    assert uses == 3 and "self.model_uses_mrope = " in inspect.getsource(Scheduler.__init__)
+    passed_on = inspect.getsource(Scheduler.schedule).count("uses_mrope=self.model_uses_mrope,")
+    assert passed_on == 2
 
 
 def test_the_runners_call_what_takes_places_off_and_adds_them() -> None:

@@ -54,6 +54,8 @@ class PruningSchedulerMixin(Scheduler):
         )
         self.records = records.RecordWriter.of(self.settings, "blocks")
         self._comes_first: Request | None = None
+        # So workers learn the grids of videos in a cached prefix too, whatever a model's positions.
+        self.model_uses_mrope = True
         self.num_layers = self.vllm_config.model_config.hf_text_config.num_hidden_layers
         pool = self.kv_cache_manager.block_pool
         if self.kv_cache_manager.enable_caching and pool.hash_block_size != self.block_size:
