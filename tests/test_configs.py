@@ -13,6 +13,7 @@ from vllm_dpp.serving.layer_groups import default_prune_layer, wasted_fraction
 from vllm_dpp.serving.settings import ServingSettings
 
 TIME_TOKENS = 9  # "<12.5 seconds>" and the markers of a slice
+NUMBER_TOKENS = 7  # "Frame12: " and the markers of a frame
 FOLDER = Path(__file__).parents[1] / "configs"
 MODELS = {  # file: model, layers, prune layer, longest prompt, tensor-parallel size
     "qwen2_5_vl_3b.yaml": ("Qwen/Qwen2.5-VL-3B-Instruct", 36, 18, 32768, 1),
@@ -20,6 +21,7 @@ MODELS = {  # file: model, layers, prune layer, longest prompt, tensor-parallel 
     "qwen2_5_vl_72b.yaml": ("Qwen/Qwen2.5-VL-72B-Instruct", 80, 40, 32768, 4),
     "qwen3_vl_8b.yaml": ("Qwen/Qwen3-VL-8B-Instruct", 36, 18, 32768, 1),
     "qwen3_vl_30b_a3b.yaml": ("Qwen/Qwen3-VL-30B-A3B-Instruct", 48, 24, 32768, 1),
+    "internvl3_5_8b.yaml": ("OpenGVLab/InternVL3_5-8B-HF", 36, 18, 32768, 1),
     "cpu_demo.yaml": ("Qwen/Qwen2.5-VL-3B-Instruct", 36, 18, 8192, 1),
 }
 
@@ -53,9 +55,18 @@ def test_settings(parser: FlexibleArgumentParser, name: str) -> None:
     assert args.tensor_parallel_size == tensor_parallel
 
 
+KINDS = {"InternVL": "InternVL", "Qwen2.5": "Qwen2_5_VL", "A3B": "Qwen3VLMoe", "Qwen3": "Qwen3VL"}
+
+
 def variant_of(model: str) -> str:
     """By the name that its publisher gives it."""
-    kind = "Qwen2_5_VL" if "Qwen2.5" in model else "Qwen3VLMoe" if "A3B" in model else "Qwen3VL"
+    kinds = {
+        "InternVL": "InternVL",
+        "Qwen2.5": "Qwen2_5_VL",
+        "A3B": "Qwen3VLMoe",
+        "Qwen3": "Qwen3VL",
+    }
+    kind = next(kind for part, kind in kinds.items() if part in model)
     return family_of(f"{kind}ForConditionalGeneration").variant
 
 
@@ -64,6 +75,10 @@ def test_the_longest_video_leaves_half_of_the_prompt(
     parser: FlexibleArgumentParser, name: str
 ) -> None:
     args = parse(parser, name)
+    if "InternVL" in args.model:  # of whatever size, and each frame says its number
+        frames = args.media_io_kwargs["video"]["num_frames"]
+        assert frames * (256 + NUMBER_TOKENS) <= args.max_model_len // 2
+        return
     slices = args.media_io_kwargs["video"]["max_frames"] // 2
     pixels = args.mm_processor_kwargs["videos_kwargs"]["size"]["longest_edge"]
     if "Qwen3" in args.model:  # of all frames of a video, and each slice says its time

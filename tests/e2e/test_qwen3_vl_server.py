@@ -66,6 +66,14 @@ def test_a_chat_is_the_references_cold_and_warm(
     server: Server, judge: Judge, clip: Path, stages: str
 ) -> None:
     xargs, entering, kept = STAGES[stages]
+    check_chat(server, judge, clip, xargs, entering, kept)
+
+
+def check_chat(
+    server: Server, judge: Judge, clip: Path, xargs: dict[str, float], entering: float, kept: float
+) -> None:
+    """Two turns about a clip, each cold and warm, of which so much enters and of that is kept."""
+    stages = str(xargs)
     answer, url = "A disc.", as_data_url(clip)
     first = [{"role": "user", "content": [part(clip), words(QUESTION)]}]
     then = [

@@ -71,7 +71,7 @@ ENTRY_CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-FIRST, OTHERS = ["qwen3_vl"], ["qwen3_vl_moe", "qwen2_vl"]
+FIRST, OTHERS = ["qwen3_vl"], ["qwen3_vl_moe", "qwen2_vl", "internvl"]
 RUN: dict[str | None, tuple[list[str], list[str], list[Any]]] = {
     "case": (FIRST, ["v1"], [*CASES, *ENTRY_CASES]),
     "other_case": (OTHERS, ["v1"], ["K4-caching-async", "K3-scenes-caching-chunked"]),

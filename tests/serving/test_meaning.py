@@ -40,6 +40,14 @@ def test_a_minute_of_video(settings: dict[str, Any], expected: str) -> None:
     assert meaning(resolved, config()).endswith(expected)
 
 
+def test_frames_of_as_many_tokens_whatever_their_size() -> None:
+    internvl = config()
+    internvl.model_config.architecture = "DPPInternVLForConditionalGeneration"
+    internvl.model_config.hf_config = SimpleNamespace(image_seq_length=256)
+    said = meaning(ServingSettings(prune_layer=14), internvl)
+    assert said.startswith("of a minute of video (30720 tokens and text between slices: ")
+
+
 def test_smaller_kv() -> None:
     said = meaning(ServingSettings(prune_layer=14), config("fp8"))
     assert said.endswith("262 MiB of KV instead of 420, 62 %")

@@ -1,0 +1,38 @@
+"""InternVL behind a real server: mp4 files over HTTP, both stages."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.server import Server, serve
+from tests.e2e.test_qwen3_vl_server import STAGES, check_chat
+from tests.e2e.test_server import FPS
+from tests.engines.judge import Judge
+from vllm_dpp.toy.checkpoint import CheckpointSpec, make_checkpoint
+from vllm_dpp.toy.video import render_frames, write_mp4
+
+pytestmark = [pytest.mark.slow, pytest.mark.e2e]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    spec = CheckpointSpec(architecture="internvl")
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "internvl", spec)
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    arguments = ["--max-model-len", "2048", "--max-num-seqs", "8", "--dtype", "float32"]
+    arguments += ["--max-num-batched-tokens", "384", "--enforce-eager"]
+    with serve(checkpoint, tmp_path_factory.mktemp("server") / "log.txt", arguments) as started:
+        yield started
+
+
+def test_chats_are_the_references_cold_and_warm(
+    server: Server, checkpoint: Path, tmp_path: Path
+) -> None:
+    judge = Judge(checkpoint)
+    clip = write_mp4(tmp_path / "clip.mp4", render_frames(0, 16, 224, 224), FPS)
+    for xargs, entering, kept in STAGES.values():
+        check_chat(server, judge, clip, xargs, entering, kept)
