@@ -61,7 +61,7 @@ class Network:
     def positions(self, prompt: Prompt, num_generated: int) -> Tensor:
         """Positions [3, tokens] of the prompt and of the tokens generated behind it."""
         vision = self.model.config.vision_config
-        if self.model.config.model_type.startswith("qwen3_vl"):
+        if self.model.config.model_type.startswith(("qwen3_vl", "glm4v")):
             return mrope_positions_by_slice(
                 len(prompt.token_ids) + num_generated,
                 prompt.media,

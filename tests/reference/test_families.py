@@ -12,7 +12,7 @@ from vllm_dpp.toy.checkpoint import CheckpointSpec, make_checkpoint
 from vllm_dpp.toy.qwen3_vl import DEEPSTACK_LEVELS
 
 
-@pytest.fixture(scope="module", params=["qwen2_vl", "qwen3_vl", "qwen3_vl_moe"])
+@pytest.fixture(scope="module", params=["qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v"])
 def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("checkpoint")
     path: Path = make_checkpoint(folder / "tiny", CheckpointSpec(architecture=request.param))

@@ -11,18 +11,19 @@ from typing import Any, Literal
 import torch
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from vllm_dpp.toy import qwen2_5_vl, qwen2_vl, qwen3_vl, qwen3_vl_moe
+from vllm_dpp.toy import glm4v, qwen2_5_vl, qwen2_vl, qwen3_vl, qwen3_vl_moe
 from vllm_dpp.toy import tokenizer as tok
 
-Architecture = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"]
+Architecture = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v"]
 _ARCHITECTURES: dict[str, Any] = {
     "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_5_vl,
     "qwen3_vl": qwen3_vl,
     "qwen3_vl_moe": qwen3_vl_moe,
+    "glm4v": glm4v,
 }
-"""One module each, with `MODEL`, `make_config` and `make_processor`; and with `released` where
-files do not hold the weights as transformers does."""
+"""One module each, with `MODEL`, `make_config` and `make_processor`; with `make_tokenizer` where it
+is not Qwen's; and with `released` where files do not hold the weights as transformers does."""
 
 SPEC_FILE = "toy_checkpoint.json"
 RECIPE = 1  # raise it when a checkpoint of the same spec comes out differently
@@ -126,7 +127,8 @@ def make_checkpoint(path: str | Path, spec: CheckpointSpec = TINY) -> Path:
 
 
 def _write(path: Path, spec: CheckpointSpec) -> None:
-    tokenizer, architecture = tok.make_tokenizer(), _ARCHITECTURES[spec.architecture]
+    architecture = _ARCHITECTURES[spec.architecture]
+    tokenizer = getattr(architecture, "make_tokenizer", tok.make_tokenizer)()
     model = _make_model(spec, architecture.MODEL, architecture.make_config(spec, tokenizer))
     if released := getattr(architecture, "released", None):
         model.save_pretrained(

@@ -1,8 +1,10 @@
-"""A byte-level tokenizer with Qwen's special tokens and Qwen2.5-VL's chat template.
+"""A byte-level tokenizer, by default with Qwen's special tokens and Qwen2.5-VL's chat template.
 
 Without merges a token is one byte of UTF-8: any text round-trips, and a vocabulary of 270
 keeps the embedding of a small model small.
 """
+
+from collections.abc import Sequence
 
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import Qwen2Tokenizer
@@ -56,16 +58,20 @@ CHAT_TEMPLATE = """\
 """
 
 
-def make_tokenizer() -> Qwen2Tokenizer:
-    """Returns the tokenizer: 256 byte tokens, then `SPECIAL_TOKENS`, ids without gaps."""
+def make_tokenizer(
+    special_tokens: Sequence[str] = SPECIAL_TOKENS,
+    chat_template: str = CHAT_TEMPLATE,
+    eos_token: str = TURN_END,
+) -> Qwen2Tokenizer:
+    """Returns the tokenizer: 256 byte tokens, then `special_tokens`, ids without gaps."""
     vocab = {char: i for i, char in enumerate(sorted(ByteLevel.alphabet()))}
     tokenizer = Qwen2Tokenizer(
-        vocab=vocab | {token: len(vocab) + i for i, token in enumerate(SPECIAL_TOKENS)},
+        vocab=vocab | {token: len(vocab) + i for i, token in enumerate(special_tokens)},
         merges=[],
-        eos_token=TURN_END,
+        eos_token=eos_token,
         pad_token=PADDING,
         unk_token=PADDING,
-        extra_special_tokens=list(SPECIAL_TOKENS),
+        extra_special_tokens=list(special_tokens),
     )
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.chat_template = chat_template
     return tokenizer

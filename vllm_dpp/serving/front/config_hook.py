@@ -67,16 +67,17 @@ def resolve(vllm_config: "VllmConfig") -> ServingSettings:
             f"{SECTION}.prune_layer must be at least {levels}, got {layer}: DeepStack adds to the "
             f"first {levels} layers of this model, which have to see every video token"
         )
+    family = family_of(model_config.architecture)
     token = settings.turn_end_token_id
     if token is None:
         token = _turn_end_token_id(model_config)
     _make_record_dir(settings)
     pad = settings.video_token_id
     if pad is None:
-        pad = model_config.hf_config.video_token_id
+        pad = getattr(model_config.hf_config, family.video_token)
     resolved = replace(settings, prune_layer=layer, turn_end_token_id=token, video_token_id=pad)
     resolved = resolved.with_ratios(num_layers)
-    family_of(model_config.architecture).check(resolved)
+    family.check(resolved)
     return resolved
 
 

@@ -121,23 +121,32 @@ class TimedEntryProcessorMixin(EntryProcessorMixin):
         number, whole = super()._num_entering(grid, ratio, outputs, item), prod(grid)
         if number == whole:
             return whole
-        num_text = len(self.text_between(outputs["timestamps"][item]))
+        num_text = len(self.text_between(outputs, item))
         length, positions = number + num_text, num_text + grid[0] * max(grid[1:])
         if length >= whole or positions > POSITIONS_PER_TOKEN * length:
             return whole
         return number
 
     def _placeholders(self, whole: Any, number: int) -> Any:
-        config = self.info.get_hf_config()
-        pad = config.video_token_id
+        pad = self.own_token_id
         if whole.full.count(pad) == number:
             return whole
         first = whole.full.index(pad)
         text = [token for token in whole.full[first:] if token != pad]
         return PromptUpdateDetails.from_seq([*whole.full[:first], *[pad] * number, *text])
 
-    def text_between(self, timestamps: Any) -> list[int]:
-        """Token ids of the text of a video, all slices together."""
+    @property
+    def own_token_id(self) -> int:
+        """The token that stands in the prompt for one of a video's own."""
+        return self.info.get_hf_config().video_token_id
+
+    def text_between(self, outputs: Any, item: int) -> Sequence[int]:
+        """Token ids of the text of a video, all slices together.
+
+        Args:
+            outputs: Of the processor, for all videos.
+            item: Which of them it is.
+        """
         raise NotImplementedError
 
 

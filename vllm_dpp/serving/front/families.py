@@ -13,7 +13,9 @@ class Family:
         base: The architecture in the checkpoint's ``config.json``.
         variant: The architecture that ``--hf-overrides`` names.
         implementation: ``module:class`` of the variant.
-        turn_end_token: The token that ends a chat turn.
+        turn_end_token: The token that ends a chat turn, or begins the answer to it.
+        video_token: The field of the checkpoint's configuration that says which token stands in a
+            prompt for one of a video.
         has_text_in_videos: Whether text stands between the slices of a video.
     """
 
@@ -21,6 +23,7 @@ class Family:
     variant: str
     implementation: str
     turn_end_token: str
+    video_token: str = "video_token_id"
     has_text_in_videos: bool = False
 
     def check(self, settings: ServingSettings) -> None:
@@ -61,6 +64,14 @@ FAMILIES = (
             "vllm_dpp.serving.worker.models.qwen3_vl_moe:DPPQwen3VLMoeForConditionalGeneration"
         ),
         turn_end_token="<|im_end|>",
+        has_text_in_videos=True,
+    ),
+    Family(
+        base="Glm4vForConditionalGeneration",
+        variant="DPPGlm4vForConditionalGeneration",
+        implementation="vllm_dpp.serving.worker.models.glm4v:DPPGlm4vForConditionalGeneration",
+        turn_end_token="<|assistant|>",
+        video_token="image_token_id",
         has_text_in_videos=True,
     ),
 )
