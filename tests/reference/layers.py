@@ -5,10 +5,10 @@ dtype of the weights; the norms and the softmax of transformers drop a float64 m
 """
 
 import math
+import sys
 
 import torch
 from torch import Tensor, nn
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -28,16 +28,22 @@ def rotated_queries_and_keys(
     if hasattr(attention, "q_norm"):
         queries = rms_norm(attention.q_norm, queries)
         keys = rms_norm(attention.k_norm, keys)
-    queries, keys = apply_rotary_pos_emb(queries, keys, *rotary, unsqueeze_dim=0)
+    rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb  # the family's own
+    queries, keys = rotate(queries, keys, *rotary, unsqueeze_dim=0)
     return queries, keys.repeat_interleave(attention.num_key_value_groups, dim=0)
 
 
 def decoder_layer(layer: nn.Module, hidden: Tensor, rotary: Rotary) -> Tensor:
     """Hidden states [tokens, hidden] that leave the layer; no row attends to a later one."""
     normed = rms_norm(layer.input_layernorm, hidden)
-    hidden = hidden + _causal_attention(layer.self_attn, normed, rotary)
+    attended = _causal_attention(layer.self_attn, normed, rotary)
+    sandwich = hasattr(layer, "post_self_attn_layernorm")  # norms behind both halves, too
+    if sandwich:
+        attended = rms_norm(layer.post_self_attn_layernorm, attended)
+    hidden = hidden + attended
     # A mixture of experts wants a batch.
-    return hidden + layer.mlp(rms_norm(layer.post_attention_layernorm, hidden)[None])[0]
+    added = layer.mlp(rms_norm(layer.post_attention_layernorm, hidden)[None])[0]
+    return hidden + (rms_norm(layer.post_mlp_layernorm, added) if sandwich else added)
 
 
 def raw_relevance(

@@ -67,7 +67,7 @@ class Network:
         vision = self.model.config.vision_config
         if self.model.config.model_type == "internvl":
             return torch.arange(len(prompt.token_ids) + num_generated)[None]
-        if self.model.config.model_type.startswith("qwen3_vl"):
+        if self.model.config.model_type.startswith(("qwen3_vl", "glm4v")):
             return mrope_positions_by_slice(
                 len(prompt.token_ids) + num_generated,
                 prompt.media,

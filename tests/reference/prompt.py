@@ -89,7 +89,6 @@ def prompt_from_messages(
     messages: Messages,
     *,
     engine_dtype: torch.dtype = torch.float32,
-    turn_end_token: str = "<|im_end|>",
 ) -> Prompt:
     """Run the checkpoint's processor over the messages.
 
@@ -97,7 +96,9 @@ def prompt_from_messages(
     time slice included, and derives positions from the rounded value; `engine_dtype` repeats that.
     No frame is sampled away.
     """
-    turn_end = processor.tokenizer.convert_tokens_to_ids(turn_end_token)
+    turn_end = processor.tokenizer.convert_tokens_to_ids(
+        "<|assistant|>" if _is_glm(processor) else "<|im_end|>"
+    )
     if isinstance(processor, InternVLProcessor):
         text = chat_text(processor, messages)
         return Prompt(*expanded(processor, text, _in_order(messages), engine_dtype), turn_end)
@@ -135,39 +136,52 @@ def _place_media(
     processor: ProcessorMixin,
     engine_dtype: torch.dtype,
 ) -> tuple[MediaItem, ...]:
+    # GLM has the token of an image in its videos, too.
+    kinds = outputs["mm_token_type_ids"][0].tolist()
     waiting = {
-        processor.image_token_id: _items_of("image", outputs, engine_dtype),
-        processor.video_token_id: _items_of("video", outputs, engine_dtype),
+        1: _items_of("image", outputs, engine_dtype),
+        2: _items_of("video", outputs, engine_dtype),
     }
     merged = processor.image_processor.merge_size**2
     placed = []
     position = 0
     while position < len(token_ids):
-        if token_ids[position] not in waiting:
+        if kinds[position] not in waiting:
             position += 1
             continue
-        fields = waiting[token_ids[position]].pop(0)
+        fields = waiting[kinds[position]].pop(0)
         length = len(fields["pixel_values"]) // merged
         item = MediaItem(start=position, length=length, **fields)
         if any(token != token_ids[position] for token in token_ids[position : item.end]):
-            item = _with_text(item, token_ids, processor.vision_start_token_id)
+            item = _with_text(item, token_ids, processor)
         placed.append(item)
         position = item.end
     return tuple(placed)
 
 
-def _with_text(item: MediaItem, token_ids: Sequence[int], slice_start: int) -> MediaItem:
-    """An item whose slices stand apart: each behind its time, between two marks of its own.
+def _with_text(item: MediaItem, token_ids: Sequence[int], processor: ProcessorMixin) -> MediaItem:
+    """An item whose slices stand apart, each beside its time, between two marks of its own.
 
-    The placeholder begins behind the mark that opens the item and ends with that of the last slice.
+    The placeholder begins behind the mark that opens the item and ends with that of the last slice;
+    in GLM it has both marks of the item.
     """
     pad, first, rows = token_ids[item.start], item.start, []
     for position in range(first, len(token_ids)):
         if token_ids[position] == pad and len(rows) < item.length:
             rows.append(position)
-    start = max(p for p in range(first - 1) if token_ids[p] == slice_start) + 1
-    places = set(range(rows[-1] + 2 - start))
+    if _is_glm(processor):
+        start = max(p for p in range(first) if token_ids[p] == processor.video_start_id)
+        end = token_ids.index(processor.video_end_id, rows[-1]) + 1
+    else:
+        slice_start = processor.vision_start_token_id
+        start = max(p for p in range(first - 1) if token_ids[p] == slice_start) + 1
+        end = rows[-1] + 2
+    places = set(range(end - start))
     return replace(item, start=start, text=frozenset(places - {row - start for row in rows}))
+
+
+def _is_glm(processor: ProcessorMixin) -> bool:
+    return type(processor).__name__.startswith("Glm")
 
 
 def _items_of(

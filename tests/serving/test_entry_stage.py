@@ -33,7 +33,7 @@ from vllm_dpp.serving.worker.models.entry import (
     prompt_positions,
 )
 from vllm_dpp.serving.worker.models.qwen2_5_vl import DPPQwen2_5_VLForConditionalGeneration
-from vllm_dpp.serving.worker.models.qwen3_vl import provide_positions
+from vllm_dpp.serving.worker.models.timed_media import provide_positions
 from vllm_dpp.serving.worker.models.timed_slices import TimedSlices
 
 WIDTH, DEEP = 24, 8

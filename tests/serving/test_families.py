@@ -8,7 +8,7 @@ run.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from tests.engines.exactness import check_chats, name_of
 from tests.engines.host import EngineHost, engine_host
 from tests.engines.judge import TOLERANCE, Judge
 from tests.engines.traffic import Arrival
-from tests.reference.chats import CHATS, assistant, text, user, video
+from tests.reference.chats import CHATS, assistant, image, text, user, video
 from vllm_dpp.serving.settings import ServingSettings
 from vllm_dpp.toy.checkpoint import Architecture, CheckpointSpec, make_checkpoint
 
@@ -42,6 +42,20 @@ LARGE = {
     ],
 }
 """Of the film and the shot less may enter; of the clip there is too little beside its text."""
+STRIP, SLOW = video(9, 24, 56, 56), video(10, 7, 224, 168, fps=0.5)  # 48 and 192 tokens in GLM
+ALONE = {
+    "film": LARGE["film"],
+    "strip": [user(text("So:"), STRIP, text("what moves?"))],
+    "image and slow": [user(image(4, 84, 56), SLOW, text("Which?"))],
+    "film in the middle": [
+        user(text("Hello.")),
+        assistant("Hello."),
+        user(FILM, text("What moves?")),
+        assistant("A disc."),
+        user(text("And then?")),
+    ],
+}
+"""For families of which vLLM takes one video a prompt; of the strip all enters."""
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "K3": ({"prune_layer": 3, "slices_per_segment": 2}, {}),
     "K4-caching-async": (
@@ -71,7 +85,8 @@ ENTRY_CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-FIRST, OTHERS = ["qwen3_vl"], ["qwen3_vl_moe", "qwen2_vl", "internvl"]
+FIRST, OTHERS = ["qwen3_vl"], ["qwen3_vl_moe", "qwen2_vl", "glm4v", "internvl"]
+ONE_VIDEO = ["glm4v"]
 RUN: dict[str | None, tuple[list[str], list[str], list[Any]]] = {
     "case": (FIRST, ["v1"], [*CASES, *ENTRY_CASES]),
     "other_case": (OTHERS, ["v1"], ["K4-caching-async", "K3-scenes-caching-chunked"]),
@@ -80,7 +95,16 @@ RUN: dict[str | None, tuple[list[str], list[str], list[Any]]] = {
     None: ([*FIRST, *OTHERS], ["v1", "v2"], []),
 }
 """Families, runners and cases of each test by its argument, unless ``--family`` names one. Text
-between slices, DeepStack and norms of queries and keys are in the first family."""
+between slices, DeepStack and norms of queries and keys are in the first family. Of the last list a
+prompt may have one video."""
+
+
+class Chats(NamedTuple):
+    """Names of the chats that are asked."""
+
+    whole: list[str]
+    in_part: list[str]
+    stock: list[str]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -110,82 +134,107 @@ def checkpoint(family: Architecture, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="module")
+def chats(family: Architecture) -> Chats:
+    """Of the cases without and with a stage before the decoder, and of the stock model."""
+    if family not in ONE_VIDEO:
+        return Chats([*CHATS, *MORE], list(LARGE), list(CHATS))
+    known = CHATS | MORE
+    taken = [name for name in known if sum(map(num_videos, known[name])) <= 1]
+    return Chats(taken, list(ALONE), [name for name in taken if name in CHATS])
+
+
+def num_videos(message: dict[str, Any]) -> int:
+    return sum(part["type"] == "video" for part in message["content"] if isinstance(part, dict))
+
+
+@pytest.fixture(scope="module")
 def judge(checkpoint: Path) -> Iterator[Judge]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     judge = Judge(checkpoint)
-    for name, messages in (MORE | LARGE).items():
+    for name, messages in (MORE | LARGE | ALONE).items():
         judge.add(name, messages)
     yield judge
     torch.set_num_threads(threads)
 
 
 def test_every_answer_equals_the_reference(
-    host: EngineHost, judge: Judge, checkpoint: Path, tmp_path: Path, case: str
+    host: EngineHost, judge: Judge, chats: Chats, checkpoint: Path, tmp_path: Path, case: str
 ) -> None:
-    check_case(host, judge, checkpoint, tmp_path, case)
+    check_case(host, judge, chats, checkpoint, tmp_path, case)
 
 
 def test_as_much_of_other_families(
-    host: EngineHost, judge: Judge, checkpoint: Path, tmp_path: Path, other_case: str
+    host: EngineHost, judge: Judge, chats: Chats, checkpoint: Path, tmp_path: Path, other_case: str
 ) -> None:
-    check_case(host, judge, checkpoint, tmp_path, other_case)
+    check_case(host, judge, chats, checkpoint, tmp_path, other_case)
 
 
 def test_the_other_runner(
-    host: EngineHost, judge: Judge, checkpoint: Path, tmp_path: Path, v2_case: str
+    host: EngineHost, judge: Judge, chats: Chats, checkpoint: Path, tmp_path: Path, v2_case: str
 ) -> None:
-    check_case(host, judge, checkpoint, tmp_path, v2_case)
+    check_case(host, judge, chats, checkpoint, tmp_path, v2_case)
 
 
-def check_case(host: EngineHost, judge: Judge, checkpoint: Path, tmp_path: Path, case: str) -> None:
+def check_case(
+    host: EngineHost, judge: Judge, chats: Chats, checkpoint: Path, tmp_path: Path, case: str
+) -> None:
     dpp, engine = (CASES | ENTRY_CASES)[case]
     settings = ServingSettings(**dpp)
     block_size = BLOCK_SIZE if engine.get("enable_prefix_caching") else None
     host.load(checkpoint, dpp | {"record_dir": str(tmp_path)}, **engine)
-    chats = {chat: chat for chat in (*CHATS, *MORE)}
+    names = {chat: chat for chat in chats.whole}
     if settings.entry_ratio < 1:
-        chats = {chat: f"{chat} at {settings.entry_ratio}" for chat in LARGE}
-        for chat, name in chats.items():
+        names = {chat: f"{chat} at {settings.entry_ratio}" for chat in chats.in_part}
+        for chat, name in names.items():
             judge.enter(name, chat, settings.entry_ratio, settings.entry_config)
-    assert check_chats(host, judge, chats, RATIOS, settings, block_size, tmp_path) > 5
+    assert check_chats(host, judge, names, RATIOS, settings, block_size, tmp_path) > 5
 
 
-def test_videos_with_little_beside_their_text_enter_whole(judge: Judge, family: str) -> None:
+def test_videos_with_little_beside_their_text_enter_whole(
+    judge: Judge, chats: Chats, family: str
+) -> None:
     """In the cases above, of a family that has text in its videos."""
-    name = "clip and shot and film at 0.5"
-    judge.enter(name, "clip and shot and film", 0.5, ServingSettings().entry_config)
-    whole = [video.entered is None for video in judge.prompts[name].videos]
-    clip = judge.prompts["clip and shot and film"].videos[0]
-    assert whole == [len(clip.text) >= clip.length / 2, False, False]
-    assert whole[0] == family.startswith("qwen3")
+    whole, shares = {}, {}
+    for chat in chats.in_part:
+        judge.enter(f"{chat} at 0.5", chat, 0.5, ServingSettings().entry_config)
+        whole[chat] = [v.entered is None for v in judge.prompts[f"{chat} at 0.5"].videos]
+        shares[chat] = [len(v.text) / v.length for v in judge.prompts[chat].videos]
+    assert whole == {chat: [share >= 0.5 for share in shares[chat]] for chat in whole}
+    assert not any(whole["film"])
+    assert any(map(any, whole.values())) == (family in ("qwen3_vl", "qwen3_vl_moe", "glm4v"))
 
 
-def test_ratio_one_is_the_stock_model(host: EngineHost, judge: Judge, checkpoint: Path) -> None:
+def test_ratio_one_is_the_stock_model(
+    host: EngineHost, judge: Judge, chats: Chats, checkpoint: Path
+) -> None:
     """Bit for bit: the same kernels see the same numbers."""
 
     def answers(args: dict[str, Any] | None) -> dict[str, Any]:
         return {
             chat: host.run([Arrival("a", judge.engine_prompts[chat], extra_args=args)]).answers["a"]
-            for chat in CHATS
+            for chat in chats.stock
         }
 
     host.load(checkpoint, None)
     stock = answers(None)
     host.load(checkpoint, {"retention_ratio": 0.25})
     plugin = answers({"dpp_retention_ratio": 1.0})
-    for chat in CHATS:
+    for chat in chats.stock:
         assert plugin[chat].tokens == stock[chat].tokens
         assert (plugin[chat].logprobs == stock[chat].logprobs).all()
 
 
 def test_compiled_and_on_two_ranks(
-    judge: Judge, checkpoint: Path, tensor_parallel_size: int, monkeypatch: pytest.MonkeyPatch
+    judge: Judge,
+    chats: Chats,
+    checkpoint: Path,
+    tensor_parallel_size: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     dpp = {"prune_layer": 3, "entry_ratio": 0.5, "shard_selection": True}
     settings = ServingSettings(**dpp)
-    chats = {chat: f"{chat} at 0.5" for chat in LARGE}
     with engine_host("v1") as host:
         host.load(
             checkpoint,
@@ -198,10 +247,11 @@ def test_compiled_and_on_two_ranks(
         traffic = host.run(
             [
                 Arrival(name_of(chat, 0.25), judge.engine_prompts[chat], extra_args=args)
-                for chat in chats
+                for chat in chats.in_part
             ]
         )
-    for chat, name in chats.items():
+    for chat in chats.in_part:
+        name = f"{chat} at 0.5"
         judge.enter(name, chat, 0.5, settings.entry_config)
         keep = judge.keep(name, 0.25, 3, settings)
         answer = traffic.answers[name_of(chat, 0.25)]

@@ -11,20 +11,20 @@ from typing import Any, Literal
 import torch
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from vllm_dpp.toy import internvl, qwen2_5_vl, qwen2_vl, qwen3_vl, qwen3_vl_moe
+from vllm_dpp.toy import glm4v, internvl, qwen2_5_vl, qwen2_vl, qwen3_vl, qwen3_vl_moe
 from vllm_dpp.toy import tokenizer as tok
 
-Architecture = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "internvl"]
+Architecture = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "internvl", "glm4v"]
 _ARCHITECTURES: dict[str, Any] = {
     "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_5_vl,
     "qwen3_vl": qwen3_vl,
     "qwen3_vl_moe": qwen3_vl_moe,
     "internvl": internvl,
+    "glm4v": glm4v,
 }
-"""One module each, with `MODEL`, `make_config` and `make_processor`; with `make_tokenizer` where
-special tokens are its own, and with `released` where files do not hold the weights as transformers
-does."""
+"""One module each, with `MODEL`, `make_config` and `make_processor`; with `make_tokenizer` where it
+is not Qwen's; and with `released` where files do not hold the weights as transformers does."""
 
 SPEC_FILE = "toy_checkpoint.json"
 RECIPE = 1  # raise it when a checkpoint of the same spec comes out differently

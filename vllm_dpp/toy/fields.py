@@ -22,8 +22,8 @@ def text_fields(spec: "CheckpointSpec", tokenizer: Qwen2Tokenizer) -> dict[str, 
         "max_position_embeddings": spec.max_position_embeddings,
         "initializer_range": spec.initializer_range,
         "bos_token_id": None,
-        "eos_token_id": tokenizer.convert_tokens_to_ids(tok.TURN_END),
-        "pad_token_id": tokenizer.convert_tokens_to_ids(tok.PADDING),
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
     }
 
 

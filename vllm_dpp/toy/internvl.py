@@ -33,10 +33,8 @@ SPECIAL_TOKENS = {
 
 
 def make_tokenizer() -> Qwen2Tokenizer:
-    """Qwen's, whose special tokens of images and videos have names."""
-    tokenizer = tok.make_tokenizer(SPECIAL_TOKENS)
-    tokenizer.chat_template = _chat_template()
-    return tokenizer
+    """Qwen's, with special tokens of images and videos that have names."""
+    return tok.make_tokenizer(chat_template=_chat_template(), named=SPECIAL_TOKENS)
 
 
 def make_processor(tokenizer: Qwen2Tokenizer) -> InternVLProcessor:

@@ -1,10 +1,10 @@
-"""A byte-level tokenizer with Qwen's special tokens and Qwen2.5-VL's chat template.
+"""A byte-level tokenizer, by default with Qwen's special tokens and Qwen2.5-VL's chat template.
 
 Without merges a token is one byte of UTF-8: any text round-trips, and a vocabulary of 270
 keeps the embedding of a small model small.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import Qwen2Tokenizer
@@ -58,23 +58,31 @@ CHAT_TEMPLATE = """\
 """
 
 
-def make_tokenizer(named: Mapping[str, str] | None = None) -> Qwen2Tokenizer:
-    """Returns the tokenizer: 256 byte tokens, then `SPECIAL_TOKENS`, ids without gaps.
+def make_tokenizer(
+    special_tokens: Sequence[str] = SPECIAL_TOKENS,
+    chat_template: str = CHAT_TEMPLATE,
+    eos_token: str = TURN_END,
+    named: Mapping[str, str] | None = None,
+) -> Qwen2Tokenizer:
+    """Returns the tokenizer: 256 byte tokens, then special tokens, ids without gaps.
 
     Args:
-        named: special tokens of a family, by the attributes that its processor reads.
+        special_tokens: of the family.
+        chat_template: of the family.
+        eos_token: the one of them that ends an answer.
+        named: more of them, by the attributes that the family's processor reads.
     """
     vocab = {char: i for i, char in enumerate(sorted(ByteLevel.alphabet()))}
-    special = (*SPECIAL_TOKENS, *(named or {}).values())
+    special = (*special_tokens, *(named or {}).values())
     tokenizer = Qwen2Tokenizer(
         vocab=vocab | {token: len(vocab) + i for i, token in enumerate(special)},
         merges=[],
-        eos_token=TURN_END,
+        eos_token=eos_token,
         pad_token=PADDING,
         unk_token=PADDING,
-        extra_special_tokens=named if named else list(SPECIAL_TOKENS),
+        extra_special_tokens=named or list(special_tokens),
     )
     if named:
-        tokenizer.add_tokens(list(SPECIAL_TOKENS), special_tokens=True)
-    tokenizer.chat_template = CHAT_TEMPLATE
+        tokenizer.add_tokens(list(special_tokens), special_tokens=True)
+    tokenizer.chat_template = chat_template
     return tokenizer

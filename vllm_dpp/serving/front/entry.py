@@ -146,7 +146,7 @@ class TimedEntryProcessorMixin(EntryProcessorMixin):
         """How many positions a video takes up of whose tokens ``number`` enter; here by M-RoPE."""
         return num_text + grid[0] * max(grid[1:])
 
-    def text_between(self, outputs: Any, item: int) -> list[int]:
+    def text_between(self, outputs: Any, item: int) -> Sequence[int]:
         """Token ids of the text of a video, all slices together.
 
         Args:

@@ -13,7 +13,7 @@ class Family:
         base: The architecture in the checkpoint's ``config.json``.
         variant: The architecture that ``--hf-overrides`` names.
         implementation: ``module:class`` of the variant.
-        turn_end_token: The token that ends a chat turn.
+        turn_end_token: The token that ends a chat turn, or begins the answer to it.
         has_text_in_videos: Whether text stands between the slices of a video.
         video_token: What stands in a prompt for a token of a video; ``None`` where ``config.json``
             has its id as ``video_token_id``.
@@ -73,6 +73,14 @@ FAMILIES = (
         turn_end_token="<|im_end|>",
         has_text_in_videos=True,
         video_token="<video>",
+    ),
+    Family(
+        base="Glm4vForConditionalGeneration",
+        variant="DPPGlm4vForConditionalGeneration",
+        implementation="vllm_dpp.serving.worker.models.glm4v:DPPGlm4vForConditionalGeneration",
+        turn_end_token="<|assistant|>",
+        has_text_in_videos=True,
+        video_token="<|image|>",
     ),
 )
 
