@@ -89,10 +89,10 @@ FIRST, OTHERS = ["qwen3_vl"], ["qwen3_vl_moe", "qwen2_vl", "glm4v", "internvl"]
 ONE_VIDEO = ["glm4v"]
 RUN: dict[str | None, tuple[list[str], list[str], list[Any]]] = {
     "case": (FIRST, ["v1"], [*CASES, *ENTRY_CASES]),
-    "other_case": (OTHERS, ["v1"], ["K4-caching-async", "K3-scenes-caching-chunked"]),
+    "other_case": (OTHERS, ["v1"], ["K3-scenes-caching-chunked"]),
     "v2_case": ([*FIRST, *OTHERS], ["v2"], ["K4-question-free-caching-async"]),
     "tensor_parallel_size": (FIRST, [], [2]),
-    None: ([*FIRST, *OTHERS], ["v1", "v2"], []),
+    None: ([*FIRST, *OTHERS], ["v1"], []),
 }
 """Families, runners and cases of each test by its argument, unless ``--family`` names one. Text
 between slices, DeepStack and norms of queries and keys are in the first family. Of the last list a

@@ -10,6 +10,10 @@ from vllm.forward_context import ForwardContext
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.model_manager import LoRAModelManager
 from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.models.glm4_1v import (
+    Glm4vForConditionalGeneration,
+    Glm4vMultiModalProcessor,
+)
 from vllm.model_executor.models.interns1 import (
     InternS1ForConditionalGeneration,
     InternS1MultiModalProcessor,
@@ -124,13 +128,19 @@ MIXED_WITH = {
         Qwen2_5_VLMultiModalProcessor,
         Qwen3VLMultiModalProcessor,
         InternS1MultiModalProcessor,
+        Glm4vMultiModalProcessor,
     ),
     PrunedModelMixin: (
         Qwen2_5_VLForConditionalGeneration,
         Qwen3VLForConditionalGeneration,
         InternS1ForConditionalGeneration,
+        Glm4vForConditionalGeneration,
     ),
-    PrunedMRopeModelMixin: (Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration),
+    PrunedMRopeModelMixin: (
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen3VLForConditionalGeneration,
+        Glm4vForConditionalGeneration,
+    ),
 }
 """Of mixins, the classes before which they are mixed in."""
 BASES = [(ours, base) for ours in OVERRIDDEN for base in MIXED_WITH.get(ours, ours.__bases__[:1])]

@@ -1,4 +1,4 @@
-"""GLM-4.1V, 4.5V and 4.6V with video pruning before and in the middle of the decoder.
+"""GLM-4.1V with video pruning before and in the middle of the decoder.
 
 A video is a row of pictures, each before its own time. The tokens of the pictures are those of
 images.
