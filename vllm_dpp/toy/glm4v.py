@@ -1,6 +1,5 @@
 """A small GLM-4.1V: what `checkpoint` asks of an architecture."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from transformers import (
@@ -77,33 +76,17 @@ def make_processor(tokenizer: Qwen2Tokenizer) -> Glm4vProcessor:
     )
 
 
-def make_config(
-    spec: "CheckpointSpec",
-    tokenizer: Qwen2Tokenizer,
-    of_class: Callable[..., Any] = Glm4vConfig,
-    **of_layers: Any,
-) -> Any:
-    """The configuration of a GLM-4.1V of this shape, for the tokenizer's special tokens.
-
-    Args:
-        spec: its shape.
-        tokenizer: its tokenizer.
-        of_class: the class of the configuration.
-        of_layers: what that class asks of the decoder's layers beside these.
-    """
-    text = (
-        text_fields(spec, tokenizer)
-        | {
-            "attention_bias": True,  # which transformers always has, and vLLM where it is told
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": spec.rope_theta,
-                "partial_rotary_factor": 0.5,
-                "mrope_section": _section(spec.head_dim // 2),
-            },
-        }
-        | of_layers
-    )
+def make_config(spec: "CheckpointSpec", tokenizer: Qwen2Tokenizer) -> Glm4vConfig:
+    """The configuration of a GLM-4.1V of this shape, for the tokenizer's special tokens."""
+    text: dict[str, Any] = text_fields(spec, tokenizer) | {
+        "attention_bias": True,  # which transformers always has, and vLLM where it is told
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": spec.rope_theta,
+            "partial_rotary_factor": 0.5,
+            "mrope_section": _section(spec.head_dim // 2),
+        },
+    }
     vision = {
         "depth": spec.vision_depth,
         "hidden_size": spec.vision_hidden_size,
@@ -114,7 +97,7 @@ def make_config(
         "out_hidden_size": spec.hidden_size,
         "initializer_range": spec.initializer_range,
     }
-    return of_class(
+    return Glm4vConfig(
         text_config=text,
         vision_config=vision,
         **_special_token_ids(tokenizer),

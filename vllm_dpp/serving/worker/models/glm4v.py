@@ -58,13 +58,14 @@ class DPPGlm4vProcessor(AdmissionProcessorMixin, TimedEntryProcessorMixin, Glm4v
         return outputs[VIDEO_TEXT][item]
 
 
-class PrunedGlm4vMixin(TimedMediaMixin):
-    """Mixed into a stock model of this kind, whatever its decoder's layers are made of."""
-
-    config: Any
+@MULTIMODAL_REGISTRY.register_processor(
+    DPPGlm4vProcessor, info=Glm4vProcessingInfo, dummy_inputs=Glm4vDummyInputsBuilder
+)
+class DPPGlm4vForConditionalGeneration(TimedMediaMixin, Glm4vForConditionalGeneration):
+    """The stock model with a selection before its decoder, and its decoder split."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.split(vllm_config, prefix)
 
     @property
@@ -77,10 +78,3 @@ class PrunedGlm4vMixin(TimedMediaMixin):
 
     def texts_between(self, kwargs: Mapping[str, Any]) -> Sequence[Sequence[int]]:
         return kwargs[VIDEO_TEXT]
-
-
-@MULTIMODAL_REGISTRY.register_processor(
-    DPPGlm4vProcessor, info=Glm4vProcessingInfo, dummy_inputs=Glm4vDummyInputsBuilder
-)
-class DPPGlm4vForConditionalGeneration(PrunedGlm4vMixin, Glm4vForConditionalGeneration):
-    """The stock model with a selection before its decoder, and its decoder split."""

@@ -1,4 +1,4 @@
-"""InternVL behind a real server: mp4 files over HTTP, both stages."""
+"""Families that vLLM itself cannot prune, behind a real server: mp4 files, both stages."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +15,10 @@ from vllm_dpp.toy.video import render_frames, write_mp4
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    spec = CheckpointSpec(architecture="internvl")
-    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "internvl", spec)
+@pytest.fixture(scope="module", params=["internvl", "glm4v"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    spec = CheckpointSpec(architecture=request.param)
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / request.param, spec)
 
 
 @pytest.fixture(scope="module")
