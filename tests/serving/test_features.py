@@ -45,6 +45,7 @@ def engine(host: EngineHost, judge: Judge, tiny_checkpoint: Path) -> EngineHost:
         max_num_batched_tokens=160,
         max_num_seqs=9,
         kv_cache_memory_bytes=8 * 2**20,
+        max_model_len=1024,
     )
     return host
 
