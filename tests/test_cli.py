@@ -14,6 +14,7 @@ from vllm_dpp import cli, serve_command
 from vllm_dpp.serve_command import DEFAULT_SHARE
 from vllm_dpp.serving.front.families import FAMILIES, Family
 from vllm_dpp.serving.settings import ServingSettings
+from vllm_dpp.setting_flags import described_fields
 
 VARIANT = {"architectures": ["DPPQwen2_5_VLForConditionalGeneration"]}
 NUM_LAYERS = 36
@@ -101,7 +102,7 @@ def test_every_setting_has_a_flag_with_help(capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit):
         cli.main(["serve", "--help"])
     text = capsys.readouterr().out
-    described = cli._described_fields(ServingSettings)
+    described = described_fields(ServingSettings)
     for field in fields(ServingSettings):
         assert serve_command.flag_of(field.name) in text
         assert len(described[field.name]) > 20

@@ -3,13 +3,10 @@
 import argparse
 import importlib
 import importlib.util
-import inspect
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from vllm_dpp import __version__
 
@@ -86,6 +83,18 @@ def show(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def batch(argv: Sequence[str]) -> int:
+    """ask questions about many videos, with Ray Data; resumes where it ended"""
+    from vllm_dpp.batch.options import parse
+
+    parse(argv)  # help and wrong arguments, which need no vLLM
+    if importlib.util.find_spec("vllm") is None:
+        raise ValueError(NO_VLLM)
+    from vllm_dpp.batch.command import main
+
+    return main(argv)
+
+
 def bench(argv: Sequence[str]) -> int:
     """measure it; `vllm-dpp bench --help` lists what can be measured"""
     parser = argparse.ArgumentParser(
@@ -111,16 +120,16 @@ def bench(argv: Sequence[str]) -> int:
     return main(list(argv[1:])) or 0
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"serve": serve, "show": show, "bench": bench}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "serve": serve,
+    "batch": batch,
+    "show": show,
+    "bench": bench,
+}
 
 
 def _serve_parser() -> argparse.ArgumentParser:
-    """One flag for each field of `ServingSettings`, whose docstrings are the help."""
-    from dataclasses import fields
-    from typing import Literal, get_args, get_origin, get_type_hints
-
-    from vllm_dpp.serve_command import ADDITIONAL, flag_of
-    from vllm_dpp.serving.settings import ServingSettings
+    from vllm_dpp.setting_flags import add_setting_flags
 
     parser = argparse.ArgumentParser(
         prog="vllm-dpp serve",
@@ -130,33 +139,5 @@ def _serve_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--dry-run", action="store_true", help="print the command and stop")
-    group = parser.add_argument_group("settings", f"each a key of `dpp` in {ADDITIONAL}")
-    descriptions, hints = _described_fields(ServingSettings), get_type_hints(ServingSettings)
-    for field in fields(ServingSettings):
-        hint = hints[field.name]
-        values = [value for value in get_args(hint) or (hint,) if value is not type(None)]
-        default = "" if field.default is None else f" (default: {field.default})"
-        if values[0] is bool:
-            form: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
-        elif get_origin(hint) is Literal:
-            form = {"choices": values}
-        else:
-            form = {"type": values[0], "metavar": values[0].__name__.upper()}
-        group.add_argument(
-            flag_of(field.name),
-            **form,
-            default=argparse.SUPPRESS,
-            help=(descriptions.get(field.name, "") + default).replace("%", "%%"),
-        )
+    add_setting_flags(parser)
     return parser
-
-
-def _described_fields(cls: type) -> dict[str, str]:
-    """What the `Args:` of a class and its bases say of each field."""
-    described = {}
-    for part in reversed(cls.__mro__):
-        text = inspect.cleandoc(part.__doc__ or "")
-        section = text.partition("Args:\n")[2].partition("Raises:\n")[0]
-        for name, text in re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", section, re.MULTILINE):
-            described[name] = " ".join(text.replace("`", "").split())
-    return described
