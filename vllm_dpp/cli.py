@@ -66,8 +66,7 @@ def serve(argv: Sequence[str]) -> int:
     given, rest = parser.parse_known_args(dashed(argv))
     settings = vars(given)
     dry_run = settings.pop("dry_run")
-    if importlib.util.find_spec("vllm") is None:
-        raise ValueError(NO_VLLM)
+    _require_vllm()
     command = serve_command(settings, rest)
     print("+ " + shlex.join(command), flush=True)
     if not dry_run:
@@ -87,12 +86,11 @@ def batch(argv: Sequence[str]) -> int:
     """ask questions about many videos, with Ray Data; resumes where it ended"""
     from vllm_dpp.batch.options import parse
 
-    parse(argv)  # help and wrong arguments, which need no vLLM
-    if importlib.util.find_spec("vllm") is None:
-        raise ValueError(NO_VLLM)
+    parsed = parse(argv)
+    _require_vllm()
     from vllm_dpp.batch.command import main
 
-    return main(argv)
+    return main(*parsed)
 
 
 def bench(argv: Sequence[str]) -> int:
@@ -126,6 +124,11 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "show": show,
     "bench": bench,
 }
+
+
+def _require_vllm() -> None:
+    if importlib.util.find_spec("vllm") is None:
+        raise ValueError(NO_VLLM)
 
 
 def _serve_parser() -> argparse.ArgumentParser:

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from vllm_dpp.batch.rows import RATIOS, Row
 
+ASKED = ("question", *RATIOS)
 LINES, TABLE, SETTINGS = "answers.jsonl", "answers.parquet", "settings.json"
 
 Record = dict[str, Any]
@@ -24,7 +25,7 @@ class Answers:
 
     Args:
         folder: Made where there is none.
-        settings: JSON of all that an answer depends on beside its row.
+        settings: What an answer depends on beside its row.
 
     Raises:
         ValueError: What is there came from other settings or is no answers, or another run writes
@@ -62,12 +63,12 @@ class Answers:
         """Those that have neither an answer nor an error.
 
         Raises:
-            ValueError: One that has asks something else now.
+            ValueError: One that has an answer asks something else now.
         """
         for row in rows:
-            record = self.records.get(row.id, {})
-            for name in ("question", *RATIOS):
-                if record and record[name] != getattr(row, name):
+            record = self.records.get(row.id, {"error": ""})
+            for name in ASKED:
+                if record["error"] is None and record[name] != getattr(row, name):
                     raise ValueError(
                         f"{self.folder} has the row {row.id!r} with {name} {record[name]!r}, not "
                         f"{getattr(row, name)!r}: give another --output, or the row another id"
@@ -112,15 +113,15 @@ class Answers:
         return self._replace(TABLE, sink.getvalue())
 
     def _check_settings(self, settings: Mapping[str, Any]) -> None:
-        path = self.folder / SETTINGS
+        path, text = self.folder / SETTINGS, json.dumps(settings, indent=1, default=str)
         if not path.exists():
-            self._replace(SETTINGS, json.dumps(settings, indent=1).encode())
+            self._replace(SETTINGS, text.encode())
             return
-        before = json.loads(path.read_text())
-        if other := [name for name in settings if before.get(name) != settings[name]]:
+        before, now = json.loads(path.read_text()), json.loads(text)
+        if other := [name for name in now if before.get(name) != now[name]]:
             raise ValueError(
                 f"{self.folder} has answers of other settings: {other[0]} was "
-                f"{before.get(other[0])!r}, is {settings[other[0]]!r}; give another --output"
+                f"{before.get(other[0])!r}, is {now[other[0]]!r}; give another --output"
             )
 
     def _read(self) -> dict[str, Record]:
@@ -132,7 +133,7 @@ class Answers:
         if torn:
             os.truncate(path, len((whole + end).encode()))
         try:
-            records = [json.loads(line) for line in whole.splitlines()]
+            records = [json.loads(line) for line in whole.split("\n") if line]
             return {record["id"]: record for record in records}
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path} has a line that is no answer: {error}") from error
@@ -145,4 +146,4 @@ class Answers:
 
 
 def _line(record: Record) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
+    return json.dumps(record) + "\n"

@@ -5,39 +5,43 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from vllm_dpp.batch import options as opt
 from vllm_dpp.batch.answers import Answers
 from vllm_dpp.batch.pipeline import answers_of, connect, require_ray
-from vllm_dpp.batch.replica import parse_serve
+from vllm_dpp.batch.replica import COLUMNS, SHAPING, parse_serve
 from vllm_dpp.batch.rows import Row, read_rows
 from vllm_dpp.serve_command import serve_command
 
 INTERRUPTED = 130
 
 
-def main(argv: Sequence[str]) -> int:
+def main(options: argparse.Namespace, settings: dict[str, Any], rest: Sequence[str]) -> int:
     """Answer what is missing.
+
+    Args:
+        options, settings, rest: As `vllm_dpp.batch.options.parse` gives them.
 
     Returns:
         0 when every row has an answer or an error; 1 where replicas ended before; 130 where the
         user stopped it.
 
     Raises:
-        ValueError: An argument or a row is wrong; nothing has been started.
+        ValueError: An argument is wrong, or no row can be asked; nothing has been started.
         OSError: A file cannot be read or written.
     """
-    options, settings, rest = opt.parse(argv)
     require_ray()
     rows = read_rows(options.input, options.question)
     arguments = serve_command(settings, rest)[2:]
-    parse_serve(arguments)
+    serve = parse_serve(arguments)
     body = {"max_tokens": options.max_tokens, "temperature": options.temperature}
-    with Answers(options.output, {"serve": arguments, **body}) as answers:
+    with Answers(options.output, {n: getattr(serve, n) for n in SHAPING} | body) as answers:
         if options.retry_errors:
             answers.forget_errors()
         missing = answers.missing(rows)
         print(f"{len(rows)} rows, {len(rows) - len(missing)} done before", flush=True)
-        status = _answer(missing, answers, arguments, body, options) if missing else 0
+        empty = dict.fromkeys(COLUMNS)
+        answers.add(row.as_dict() | empty | {"error": row.fault} for row in missing if row.fault)
+        askable = [row for row in missing if not row.fault]
+        status = _answer(askable, answers, arguments, body, options) if askable else 0
         if not status and options.format == "parquet":
             answers.write_parquet(rows)
         _report(rows, answers)

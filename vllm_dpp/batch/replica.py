@@ -27,7 +27,15 @@ COLUMNS = {
 """What an answered row has beside its own columns, with Arrow's types: either `answer` or `error`
 is null. `prompt_tokens` counts what entered the decoder; `replica` is the actor that answered."""
 
-NOT_HERE = ("data_parallel_size", "headless")
+SHAPING = (
+    *("model", "revision", "hf_overrides", "additional_config", "dtype", "quantization"),
+    *("chat_template", "generation_config", "media_io_kwargs", "mm_processor_kwargs"),
+)
+"""Of vLLM's options, those that a run shares with the one that it goes on from. Others, such as
+memory and concurrency, may be changed between runs."""
+
+
+INTERNAL_ERROR = 500
 
 
 def parse_serve(arguments: Sequence[str]) -> "Namespace":
@@ -113,15 +121,11 @@ class Replica:
 
     async def _answer(self, chat: Any, row: Mapping[str, Any]) -> dict[str, Any]:
         """The columns of one row; what is wrong with it alone is its error."""
-        from vllm.entrypoints.serve import create_error_response
         from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
-        try:
-            reply = await chat.create_chat_completion(_request(row, self._body))
-        except Exception as error:
-            reply = create_error_response(error)
-        if self._engine.errored:
-            raise RuntimeError(f"the engine has ended: {self._engine.dead_error}")
+        reply = await self._ask(chat, row)
+        if isinstance(reply, ErrorResponse) and reply.error.code >= INTERNAL_ERROR:
+            reply = await self._ask(chat, row)  # as clients do if vLLM has lost a video's features
         found: dict[str, Any] = {"replica": _actor()}
         if isinstance(reply, ErrorResponse):
             return found | {"error": reply.error.message}
@@ -132,6 +136,18 @@ class Replica:
             "prompt_tokens": reply.usage.prompt_tokens,
             "completion_tokens": reply.usage.completion_tokens,
         }
+
+    async def _ask(self, chat: Any, row: Mapping[str, Any]) -> Any:
+        """Returns vLLM's answer, or its `ErrorResponse`."""
+        from vllm.entrypoints.serve import create_error_response
+
+        try:
+            reply = await chat.create_chat_completion(_request(row, self._body))
+        except Exception as error:
+            reply = create_error_response(error)
+        if self._engine.errored:
+            raise RuntimeError(f"the engine has ended: {self._engine.dead_error}")
+        return reply
 
 
 def _request(row: Mapping[str, Any], body: Mapping[str, Any]) -> Any:

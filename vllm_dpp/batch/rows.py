@@ -23,6 +23,7 @@ class Row:
         question: The text beside the video.
         video_share: Of this row, as a request's `dpp_video_share`; `None` takes the engine's.
         retention_ratio: Likewise, as `dpp_retention_ratio`.
+        fault: Why it cannot be asked; the fields at fault are empty.
     """
 
     id: str
@@ -30,9 +31,11 @@ class Row:
     question: str
     video_share: float | None = None
     retention_ratio: float | None = None
+    fault: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """All fields but `fault`."""
+        return {name: value for name, value in asdict(self).items() if name != "fault"}
 
 
 def read_rows(source: Path, question: str | None = None) -> list[Row]:
@@ -45,8 +48,8 @@ def read_rows(source: Path, question: str | None = None) -> list[Row]:
         question: Of every row that has none of its own.
 
     Raises:
-        ValueError: A row cannot be understood, two have the same id, or there is none. Whether
-            its video can be read is not asked here.
+        ValueError: `source` is no such thing, two rows have the same id, or none can be asked. A
+            row's own fault is in the row; whether its video can be read is not asked here.
         OSError: `source` cannot be read.
     """
     if source.is_dir():
@@ -54,11 +57,13 @@ def read_rows(source: Path, question: str | None = None) -> list[Row]:
     else:
         base = source.resolve().parent
         rows = [
-            _of_record(record, question, base, f"{source}, row {number}")
+            _of_record(record, question, base, number)
             for number, record in enumerate(_records(source), start=1)
         ]
     if not rows:
         raise ValueError(f"{source} has no rows")
+    if all(row.fault for row in rows):
+        raise ValueError(f"{source}, {rows[0].id}: {rows[0].fault}; no other row can be asked")
     _require_unique(rows, source)
     return rows
 
@@ -67,12 +72,13 @@ def _of_folder(folder: Path, question: str | None) -> list[Row]:
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
     if not found:
         raise ValueError(f"{folder} has no videos ({', '.join(VIDEO_SUFFIXES)})")
-    if question is None:
+    if not question:
         raise ValueError(f"{folder} is a folder of videos, which needs --question")
     return [Row(str(p.relative_to(folder)), str(p.resolve()), question) for p in found]
 
 
-def _records(table: Path) -> list[dict[str, Any]]:
+def _records(table: Path) -> list[Any]:
+    """What the table has, a row each; a `_NotJson` for a line that is none."""
     if table.suffix == ".parquet":
         import pyarrow.parquet
 
@@ -82,34 +88,56 @@ def _records(table: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{table} is no parquet file: {error}") from error
     if table.suffix != ".jsonl":
         raise ValueError(f"{table} must be a folder of videos, a .parquet or a .jsonl file")
-    records = []
-    for number, line in enumerate(table.read_text().splitlines(), start=1):
-        if line.strip():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{table}, line {number} is not JSON: {error}") from error
-    return records
+    try:
+        lines = table.read_text().split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{table} is not UTF-8: {error}") from error
+    return [_parsed(line) for line in lines if line.strip()]
 
 
-def _of_record(record: Any, question: str | None, base: Path, where: str) -> Row:
-    """A row of a table; a column without a value is as one that is not there."""
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        return _NotJson(str(error))
+
+
+class _NotJson(str):
+    """Why a line cannot be read."""
+
+
+def _of_record(record: Any, question: str | None, base: Path, number: int) -> Row:
+    """A row of a table; a column without a value, or with NaN, is as one that is not there."""
+    name = f"row {number}"
+    if isinstance(record, _NotJson):
+        return Row(name, "", "", fault=f"not JSON: {record}")
     if not isinstance(record, Mapping):
-        raise ValueError(f"{where} must be an object with video and question, got {record!r}")
-    given = {name: value for name, value in record.items() if value is not None}
-    text = given.get("question", question)
-    for name, value in (("video", given.get("video")), ("question", text)):
-        if not isinstance(value, str) or not value:
-            raise ValueError(f"{where}: {name} must be a text, got {value!r}")
-    for name in RATIOS:
-        if name in given and not is_number(given[name]):
-            raise ValueError(f"{where}: {name} must be a number, got {given[name]!r}")
-    return Row(
-        str(given.get("id", f"{given['video']} {text}")),
-        _located(given["video"], base),
-        text,
-        *(float(given[name]) if name in given else None for name in RATIOS),
-    )
+        return Row(name, "", "", fault=f"must be an object with video and question: {record!r}")
+    given = {key: value for key, value in record.items() if value is not None and value == value}
+    video, text = given.get("video"), given.get("question", question)
+    faults = [
+        *(
+            f"{key} must be a text, got {value!r}"
+            for key, value in (("video", video), ("question", text))
+            if not _is_text(value)
+        ),
+        *(
+            f"{key} must be a number, got {given[key]!r}"
+            for key in RATIOS
+            if key in given and not is_number(given[key])
+        ),
+    ]
+    if "id" in given or not faults:
+        name = str(given.get("id", f"{video} {text}"))
+    if faults:
+        return Row(name, "", "", fault="; ".join(faults))
+    ratios = (float(given[key]) if key in given else None for key in RATIOS)
+    return Row(name, _located(video, base), text, *ratios)
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is a text that can be sent: not empty, and no half of a surrogate pair."""
+    return isinstance(value, str) and value != "" and not re.search("[\ud800-\udfff]", value)
 
 
 def _located(video: str, base: Path) -> str:
