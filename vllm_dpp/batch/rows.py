@@ -78,7 +78,7 @@ def _of_folder(folder: Path, question: str | None) -> list[Row]:
 
 
 def _records(table: Path) -> list[Any]:
-    """What the table has, a row each; a `_NotJson` for a line that is none."""
+    """What the table has, a row each; a line that is not JSON as its text."""
     if table.suffix == ".parquet":
         import pyarrow.parquet
 
@@ -98,46 +98,46 @@ def _records(table: Path) -> list[Any]:
 def _parsed(line: str) -> Any:
     try:
         return json.loads(line)
-    except json.JSONDecodeError as error:
-        return _NotJson(str(error))
-
-
-class _NotJson(str):
-    """Why a line cannot be read."""
+    except json.JSONDecodeError:
+        return line
 
 
 def _of_record(record: Any, question: str | None, base: Path, number: int) -> Row:
-    """A row of a table; a column without a value, or with NaN, is as one that is not there."""
-    name = f"row {number}"
-    if isinstance(record, _NotJson):
-        return Row(name, "", "", fault=f"not JSON: {record}")
-    if not isinstance(record, Mapping):
-        return Row(name, "", "", fault=f"must be an object with video and question: {record!r}")
-    given = {key: value for key, value in record.items() if value is not None and value == value}
-    video, text = given.get("video"), given.get("question", question)
-    faults = [
-        *(
-            f"{key} must be a text, got {value!r}"
-            for key, value in (("video", video), ("question", text))
-            if not _is_text(value)
-        ),
-        *(
-            f"{key} must be a number, got {given[key]!r}"
-            for key in RATIOS
-            if key in given and not is_number(given[key])
-        ),
-    ]
-    if "id" in given or not faults:
-        name = str(given.get("id", f"{video} {text}"))
-    if faults:
-        return Row(name, "", "", fault="; ".join(faults))
-    ratios = (float(given[key]) if key in given else None for key in RATIOS)
-    return Row(name, _located(video, base), text, *ratios)
+    name = None
+    try:
+        if not isinstance(record, Mapping):
+            raise ValueError(f"must be an object with video and question, got {record!r}")
+        # Arrow has a null, pandas a NaN, where a row lacks a value.
+        given = {
+            key: value for key, value in record.items() if value is not None and value == value
+        }
+        name = given.get("id")
+        video = _text("video", given.get("video"))
+        asked = _text("question", given.get("question", question))
+        return Row(
+            f"{video} {asked}" if name is None else str(name),
+            _located(video, base),
+            asked,
+            _number("video_share", given.get("video_share")),
+            _number("retention_ratio", given.get("retention_ratio")),
+        )
+    except ValueError as error:
+        return Row(f"row {number}" if name is None else str(name), "", "", fault=str(error))
 
 
-def _is_text(value: Any) -> bool:
-    """Whether it is a text that can be sent: not empty, and no half of a surrogate pair."""
-    return isinstance(value, str) and value != "" and not re.search("[\ud800-\udfff]", value)
+def _text(name: str, value: Any) -> str:
+    """A text that can be sent: not empty, and no half of a surrogate pair in it."""
+    if not isinstance(value, str) or not value or re.search("[\ud800-\udfff]", value):
+        raise ValueError(f"{name} must be a text, got {value!r}")
+    return value
+
+
+def _number(name: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    if not is_number(value):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    return float(value)
 
 
 def _located(video: str, base: Path) -> str:
