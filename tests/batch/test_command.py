@@ -1,8 +1,9 @@
-"""`vllm-dpp batch` with real engines under Ray: killed, resumed, in a cluster, as a server answers."""
+"""`vllm-dpp batch` with real engines: killed, resumed, in a cluster, held against a server."""
 
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -218,15 +219,31 @@ def test_errors_are_tried_again_in_a_cluster(
 @contextmanager
 def cluster() -> Iterator[str]:
     """The address of a Ray cluster of one machine."""
-    ray = [sys.executable, "-m", "ray.scripts.scripts"]
-    port = "6399"
-    start = [*ray, "start", "--head", "--port", port, "--num-cpus", "2", "--disable-usage-stats"]
-    start += ["--include-dashboard", "false", "--object-store-memory", str(100 << 20)]
-    subprocess.run(start, check=True, capture_output=True, timeout=120)
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        subprocess.run([*ray, "stop", "--force"], check=True, capture_output=True, timeout=60)
+    address = f"127.0.0.1:{free_port()}"
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
+        *("--node-ip-address", "127.0.0.1", "--port", address.partition(":")[2]),
+        *("--num-cpus", "2", "--object-store-memory", str(100 << 20)),
+        *("--include-dashboard", "false", "--disable-usage-stats"),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as head:
+        try:
+            wait_until(lambda: answers(address), 60)
+            yield address
+        finally:
+            head.terminate()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def answers(address: str) -> bool:
+    ip, _, port = address.partition(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((ip, int(port))) == 0
 
 
 def test_no_cluster_answers(batch: Batch, resumed: str, tmp_path: Path) -> None:

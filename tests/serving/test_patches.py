@@ -6,6 +6,10 @@ import pytest
 import torch
 import vllm
 from vllm.compilation import decorators
+from vllm.entrypoints.launchers import run_batch
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+from vllm.entrypoints.serve import create_error_response
 from vllm.forward_context import ForwardContext
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.model_manager import LoRAModelManager
@@ -215,3 +219,13 @@ def test_adapted_layers_are_told_their_rows_as_the_card_says() -> None:
     assert {"index_mapping", "prompt_mapping", "is_prefill"} <= set(
         LoRAMapping.__dataclass_fields__
     )
+
+
+def test_run_batch_gets_its_chats_as_our_batches_do() -> None:
+    source = inspect.getsource(run_batch)
+    assert "await init_app_state(engine_client, state, args, supported_tasks)" in source
+    assert "openai_serving_chat" in source
+    parameters = inspect.signature(init_app_state).parameters
+    assert list(parameters)[:4] == ["engine_client", "state", "args", "supported_tasks"]
+    assert inspect.iscoroutinefunction(OpenAIServingChat.create_chat_completion)
+    assert create_error_response(ValueError("bad")).error.code == 400

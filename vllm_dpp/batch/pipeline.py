@@ -46,6 +46,7 @@ def connect(address: str | None, replicas: int) -> None:
 
     environment = {"env_vars": _environment()}
     if address is None:
+        os.environ.setdefault("RAY_worker_niceness", "0")  # an engine is no background job
         ray.init(
             "local",
             num_cpus=max(os.cpu_count() or 1, replicas),
