@@ -29,7 +29,7 @@ def test_other_flags_go_to_the_servers() -> None:
 
 SMALL = (
     "--model toy:tiny --arms stock dpp-none --repeats 1 --side 112 --chat-frames 16 "
-    "--long-frames 48 --max-num-batched-tokens 128 --max-model-len 640 --streams 2 --block-size 32"
+    "--long-frames 48 --max-num-batched-tokens 128 --max-model-len 2048 --streams 2 --block-size 32"
 )
 
 
