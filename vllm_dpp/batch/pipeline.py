@@ -58,7 +58,10 @@ def connect(address: str | None, replicas: int) -> None:
     try:
         ray.init(address, runtime_env=environment)
     except ConnectionError as error:
-        raise ValueError(f"--address {address}: no Ray cluster answers ({error})") from error
+        raise ValueError(
+            f"--address {address}: no Ray cluster answers ({error}); for one that "
+            "asks for a token set RAY_AUTH_MODE=token"
+        ) from error
 
 
 def ask(

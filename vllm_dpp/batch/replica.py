@@ -7,6 +7,7 @@ decoding of videos, defaults of sampling and refusals are the server's, and need
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from vllm_dpp.batch.rows import RATIOS
@@ -107,14 +108,13 @@ class Replica:
 
     async def _start(self) -> Any:
         """Returns what a server answers chats with."""
-        from starlette.datastructures import State
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
         from vllm.v1.engine.async_llm import AsyncLLM
 
         args = parse_serve(self._arguments)
         self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(args))
-        state = State()
+        state: Any = SimpleNamespace()
         tasks = await self._engine.get_supported_tasks()
         await init_app_state(self._engine, state, args, tasks)
         return state.openai_serving_chat
