@@ -5,6 +5,7 @@ Only names of videos travel through Ray; a replica decodes them itself, as a ser
 
 import math
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ MOST_ROWS = 16
 STORE_BYTES = 128 << 20
 """Of Ray's object store where it is our own. Rows are short texts."""
 FORWARDED = ("HF_HUB_OFFLINE", "HF_HOME", "TRANSFORMERS_OFFLINE")
+LISTENER_TIMEOUT_S = 10
 SECRET = ("VLLM_API_KEY",)
 
 
@@ -56,8 +58,9 @@ def connect(address: str | None, replicas: int) -> None:
         )
         return
     try:
+        _require_listener(address)
         ray.init(address, runtime_env=environment)
-    except ConnectionError as error:
+    except OSError as error:
         raise ValueError(
             f"--address {address}: no Ray cluster answers ({error}); for one that "
             "asks for a token set RAY_AUTH_MODE=token"
@@ -141,6 +144,13 @@ def gpus_of(arguments: Sequence[str]) -> int:
     if not ray.cluster_resources().get("GPU"):
         return 0
     return parse_serve(arguments).tensor_parallel_size
+
+
+def _require_listener(address: str) -> None:
+    """Raise `OSError` at once where nobody listens, to which Ray would come after minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), LISTENER_TIMEOUT_S).close()
 
 
 def _environment() -> Mapping[str, str]:
