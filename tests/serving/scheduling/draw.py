@@ -55,8 +55,6 @@ def draw(seed: int) -> Scenario:
         graphs=bool(rng.random() < 0.3),
         v2=bool(rng.random() < 0.5),
     )
-    if 0 < shape.chunk_limit < longest:  # stock vLLM 0.33 would wait for a chunk that holds it
-        shape = replace(shape, whole_media=False)
     resets = (int(rng.integers(1, 40)),) if rng.random() < 0.05 else ()
     return Scenario(shape, asks, resets)
 
