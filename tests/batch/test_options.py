@@ -1,12 +1,13 @@
 """The command line of batches."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
 
 from vllm_dpp import cli
 from vllm_dpp.batch.options import OWN, parse
-from vllm_dpp.batch.pipeline import in_flight
+from vllm_dpp.batch.pipeline import in_flight, require_ray
 from vllm_dpp.batch.replica import SHAPING, parse_serve
 
 NEEDED = ["model", "--input", "rows.jsonl", "--output", "out"]
@@ -48,6 +49,13 @@ def test_what_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["batch", "model"])
     assert "--input, --output" in capsys.readouterr().err
+
+
+def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "ray" else found(n))
+    with pytest.raises(ValueError, match=r"pip install 'vllm-dpp\[ray\]'"):
+        require_ray()
 
 
 def test_no_flag_of_ours_hides_one_of_vllms() -> None:

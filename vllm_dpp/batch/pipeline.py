@@ -3,6 +3,7 @@
 Only names of videos travel through Ray; a replica decodes them itself, as a server does.
 """
 
+import importlib.util
 import math
 import os
 import socket
@@ -27,10 +28,8 @@ SECRET = ("VLLM_API_KEY",)
 
 def require_ray() -> None:
     """Raise `ValueError` where Ray Data is not installed."""
-    try:
-        import ray.data  # noqa: F401
-    except ImportError as error:
-        raise ValueError(NO_RAY) from error
+    if None in map(importlib.util.find_spec, ("ray", "pyarrow")):
+        raise ValueError(NO_RAY)
 
 
 def connect(address: str | None, replicas: int) -> None:
