@@ -65,10 +65,11 @@ ifdef PYTEST_ARGS
 	@$(PYTEST) $(PYTEST_ARGS)
 else
 	@echo "==> pytest, and beside it $(BESIDE)"
-	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
-	$(HALF) $(BESIDE) >"$$log" 2>&1 & \
-	status=0; $(HALF) $(BESIDE:%=--ignore=%) || status=$$?; \
-	wait $$! || status=$$?; cat "$$log"; exit $$status
+	@logs=$$(mktemp -d); trap 'rm -rf "$$logs"' EXIT; \
+	$(HALF) $(BESIDE) >"$$logs/beside" 2>&1 & beside=$$!; \
+	status=0; $(HALF) $(BESIDE:%=--ignore=%) 2>&1 | tee "$$logs/first" || status=$$?; \
+	wait $$beside || status=$$?; cat "$$logs/beside"; \
+	grep -haE '^(FAILED|ERROR) |^=+ .* in [0-9.]+s' "$$logs"/* || true; exit $$status
 endif
 
 demo: $(STAMP) ## run examples/demo.py

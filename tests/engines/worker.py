@@ -127,6 +127,7 @@ class EngineWorker:
         finally:
             probe.remove()
         self._tell_workers()
+        self._flush_records()
         return Traffic(answers=answers, steps=step, **probe.findings(), **self._leftovers())
 
     def _leftovers(self) -> dict[str, int]:
@@ -150,6 +151,12 @@ class EngineWorker:
         """One more step, in which the workers hear of the last finished requests."""
         self.llm.llm_engine.engine_core.engine_core.step_fn()
 
+    def _flush_records(self) -> None:
+        """Let the files be there when a test looks for them."""
+        pruning = getattr(self.model, "pruning", None)
+        if pruning is not None:
+            pruning.records.flush()
+
     def skip_admission(self) -> None:
         """Let every request through to the scheduler."""
         from vllm_dpp.serving.front import admission
@@ -165,7 +172,6 @@ class EngineWorker:
 
     def record(self, folder: str, name: str) -> list[dict[str, Any]]:
         """The videos of a request's record, in order of position."""
-        self.model.pruning.records.flush()
         (path,) = Path(folder).glob(f"{name}-*.kept.json")
         return json.loads(path.read_text())["videos"]
 
