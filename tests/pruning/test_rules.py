@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vllm_dpp.pruning import PruningConfig, VideoTokens, keep_indices, naive_keep_indices
+from vllm_dpp.pruning import PruningConfig, VideoTokens, keep_indices, naive_keep_indices, rows
 from vllm_dpp.pruning.rules import RULES, each
 from vllm_dpp.pruning.rules.change import FLOOR, change, quality
 
@@ -82,16 +82,33 @@ def test_random_keeps_more_of_the_same() -> None:
     assert few < many and few != set(range(5))
 
 
-def test_change_is_the_distance_to_the_slice_before() -> None:
+def test_change_is_the_distance_to_the_most_alike_of_the_slice_before() -> None:
     first = scene()
     second = moving(first, 2, 5)
     found = change(video([first, second], 3))
-    cosine = torch.nn.functional.cosine_similarity(first, second)
-    expected = (1 - cosine).clamp(min=0).sqrt()
+    cosine = torch.nn.functional.cosine_similarity(first[None], second[:, None], dim=2)
+    expected = (1 - cosine.amax(1)).clamp(min=0).sqrt()
     assert torch.allclose(found[CELLS:], expected, atol=5e-3)
     assert found[CELLS:].nonzero().flatten().tolist() == [2, 5]
     assert (found[:CELLS] == found[CELLS:].max()).all(), "the first slice is as new as it gets"
     assert quality(found).aminmax() == (pytest.approx(FLOOR), pytest.approx(1))
+
+
+def test_what_has_only_moved_is_not_new() -> None:
+    """What a slice shows, the next one shows elsewhere; two of its cells show something else."""
+    first = scene()
+    second = moving(first.roll(3, dims=0), 2, 5)
+    found = change(video([first, second], 3))
+    assert found[CELLS:].nonzero().flatten().tolist() == [2, 5]
+
+
+@pytest.mark.parametrize("cells", [3, 40, 700])
+def test_change_is_the_same_in_any_parts(cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    tokens = video(list(torch.randn(5, cells, 6)), 3, num_tail=2)
+    whole = change(tokens)
+    monkeypatch.setattr(rows, "_MAX_CAST_BYTES", 4 * 300)
+    assert torch.allclose(change(tokens), whole, atol=1e-6)
 
 
 def test_what_moved_is_kept_before_what_stood_still() -> None:
@@ -133,7 +150,7 @@ def test_constant_change_is_diversity_alone() -> None:
 def test_a_tail_is_not_looked_at(num_tail: int) -> None:
     slices = [scene(i) for i in range(4)]
     whole, cut = change(video(slices, 3)), change(video(slices, 3, num_tail))
-    assert torch.equal(cut[CELLS:], whole[CELLS : 4 * CELLS - num_tail])
+    assert torch.allclose(cut[CELLS:], whole[CELLS : 4 * CELLS - num_tail], atol=1e-6)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 0.0])

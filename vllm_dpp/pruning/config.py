@@ -23,7 +23,7 @@ class PruningConfig:
 
     Args:
         rule: what chooses the tokens, one of `rules.RULES`. "dpp": diverse and relevant ones, see
-            `rules.dpp`. "change": diverse ones and what has changed at its place, without a
+            `rules.dpp`. "change": diverse ones and what was not there before, without a
             question, see `rules.change`. For comparison: "attention", those that the question looks
             at most, which needs `relevance` "question"; "uniform"; and "random".
         segment_by: how a video is cut into segments, inside which diversity is measured.

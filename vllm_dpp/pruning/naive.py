@@ -186,11 +186,13 @@ def _cuts(
 
 
 def change_quality(features: Tensor, tokens_per_slice: int) -> Tensor:
-    """What has changed since the slice before: [N] float64 in [0.2, 1] of [N, D] features."""
+    """How unlike all of the slice before: [N] float64 in [0.2, 1] of [N, D] features."""
     unit = [row / (row.norm() + 1e-8) for row in features.double()]
     later = []
     for token in range(tokens_per_slice, len(features)):
-        distance = 1 - float(unit[token] @ unit[token - tokens_per_slice])
+        start = (token // tokens_per_slice - 1) * tokens_per_slice
+        before = unit[start : start + tokens_per_slice]
+        distance = 1 - max(float(unit[token] @ other) for other in before)
         later.append(math.sqrt(max(0.0, distance - 1e-5)))
     first = [max(later, default=1.0)] * min(tokens_per_slice, len(features))
     change = first + later

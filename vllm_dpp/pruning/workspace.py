@@ -70,7 +70,7 @@ def workspace_bytes(
     select = {"torch": _torch, "compiled": _compiled, "fused": _fused}[way]
     one_after_the_other = (
         _relevance(num_tokens),
-        _change(features, config),
+        _change(video, config),
         _scenes(video, config),
         _projection(features, config),
         _masses(problem, config, device),
@@ -104,13 +104,16 @@ def _relevance(num_tokens: int) -> int:
     return 4 * _FLOAT * num_tokens
 
 
-def _change(features: Tensor, config: PruningConfig) -> int:
-    """Of `rules.change`: two casts, their product, and a few values for each token."""
+def _change(video: VideoTokens, config: PruningConfig) -> int:
+    """Of `rules.change`: slices and those before them, cast and scaled, products, and values."""
     if config.rule != "change":
         return 0
-    num_tokens, dim = features.shape
-    cast = min(num_tokens, rows_per_cast(dim)) * dim
-    return (2 * _cast_bytes(features) + _FLOAT) * cast + 6 * _FLOAT * num_tokens
+    num_tokens, dim = video.features.shape
+    cells = video.tokens_per_slice
+    rows = min(num_tokens, (change.slices_at_once(cells, dim) + 1) * cells)
+    products = min(rows, max(1, rows_per_cast(cells))) * cells
+    held = rows * (dim * (_cast_bytes(video.features) + _FLOAT) + 2 * _FLOAT)
+    return held + _FLOAT * products + 6 * _FLOAT * num_tokens
 
 
 def _ordered(num_tokens: int) -> int:

@@ -1,15 +1,16 @@
-"""Change and diversity, without a question: what is new at its place, and unlike what is kept.
+"""Change and diversity, without a question: what was not there before, and unlike what is kept.
 
-For the stage before the decoder, which sees no question. With u the unit rows and p(i) the token
-of the same cell one slice earlier:
+For the stage before the decoder, which sees no question. With u the unit rows and P(i) all tokens
+of the slice before that of token i:
 
-    d = sqrt(1 - u_i . u_p(i))                      change; the first slice gets the largest
+    d = sqrt(1 - max u_i . u_p over p in P(i))      change; the first slice gets the largest
     q = f + (1 - f) (d - min d) / (max d - min d)   quality
     L = diag(q) (0.9 S + 0.1 S⁴) diag(q)            greedy MAP in every segment
 
-Where q decides alone, this is the order of EVS (arXiv 2510.14624); where everything moves alike, or
-nothing moves, q is flat and it is the DPP. S⁴, elementwise and positive semidefinite (Schur), keeps
-gains meaningful where S runs out of rank.
+A camera that moves makes nothing new of what it has shown: it is found where it was. With the same
+cell alone for P(i), and q to decide alone, this would be the order of EVS (arXiv 2510.14624). Where
+everything is as new, or nothing is, q is flat and it is the DPP. S⁴, elementwise and positive
+semidefinite (Schur), keeps gains meaningful where S runs out of rank.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vllm_dpp.pruning.config import PruningConfig
-from vllm_dpp.pruning.rows import NORM_EPSILON, rows_per_cast
+from vllm_dpp.pruning.rows import rows_per_cast, unit_rows
 from vllm_dpp.pruning.rules.dpp import segmented, select_in
 from vllm_dpp.pruning.rules.rule import Means
 from vllm_dpp.pruning.video import VideoTokens
@@ -38,23 +39,33 @@ def keep(videos: Sequence[VideoTokens], config: PruningConfig, means: Means) -> 
 
 
 def change(video: VideoTokens) -> Tensor:
-    """How far each token is from the same cell one slice earlier.
+    """How far each token is from the most alike of the slice before.
 
     Returns:
         [N] float32 in [0, sqrt 2]. The first slice, which has nothing before it, gets the largest
         of the others; a video of one slice, a picture, gets 1.
     """
     features, cells = video.features, video.tokens_per_slice
-    num_tokens = len(features)
+    num_tokens, dim = features.shape
     if num_tokens <= cells:
         return features.new_ones(num_tokens, dtype=torch.float32)
-    later = []
-    at_once = rows_per_cast(features.shape[1])
-    for first in range(cells, num_tokens, at_once):
-        last = min(first + at_once, num_tokens)
-        later.append(_cosine(features[first:last], features[first - cells : last - cells]))
-    distance = (1 - ROUNDING - torch.cat(later)).clamp(min=0).sqrt()
+    whole = num_tokens // cells
+    at_once = slices_at_once(cells, dim)
+    likeness = []
+    for first in range(1, whole, at_once):
+        last = min(first + at_once, whole)
+        slices = unit_rows(features[(first - 1) * cells : last * cells]).unflatten(0, (-1, cells))
+        likeness.append(_most_alike(slices[1:], slices[:-1]))
+    if num_tokens > whole * cells:  # the rest of the last slice is a tail
+        rows = unit_rows(features[(whole - 1) * cells :])
+        likeness.append(_most_alike(rows[None, cells:], rows[None, :cells]))
+    distance = (1 - ROUNDING - torch.cat(likeness)).clamp(min=0).sqrt()
     return torch.cat([distance.amax().expand(cells), distance])
+
+
+def slices_at_once(cells: int, dim: int) -> int:
+    """Slices of so many tokens of D features that are compared in one product, at least 1."""
+    return max(1, rows_per_cast(max(dim, cells)) // cells)
 
 
 def quality(change: Tensor) -> Tensor:
@@ -63,11 +74,13 @@ def quality(change: Tensor) -> Tensor:
     return FLOOR + (1 - FLOOR) * (change - low) / (high - low).clamp(min=LEAST_RANGE)
 
 
-def _cosine(a: Tensor, b: Tensor) -> Tensor:
-    """[n] float32 from two [n, D]; 0 where a row is zero."""
-    a, b = a.float(), b.float()
-    norms = (torch.linalg.vector_norm(x, dim=1) + NORM_EPSILON for x in (a, b))
-    product: Tensor = (a * b).sum(dim=1)
-    for norm in norms:
-        product = product / norm
-    return product
+def _most_alike(rows: Tensor, before: Tensor) -> Tensor:
+    """[s m] float32, the largest product of each of the unit rows [s, m, D] with `before`'s.
+
+    Args:
+        rows: of s slices.
+        before: [s, c, D], unit rows of the slices before these.
+    """
+    at_once = max(1, rows_per_cast(before.shape[1]) // len(rows))
+    parts = [(part @ before.mT).amax(-1) for part in rows.split(at_once, dim=1)]
+    return torch.cat(parts, dim=1).flatten()
