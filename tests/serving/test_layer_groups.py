@@ -2,7 +2,11 @@
 
 import pytest
 import torch
-from vllm.v1.core.kv_cache_utils import _get_kv_cache_groups_uniform_page_size
+
+try:
+    from vllm.v1.core.kv_cache_planning import _get_kv_cache_groups_uniform_page_size
+except ImportError:  # vLLM 0.32
+    from vllm.v1.core.kv_cache_utils import _get_kv_cache_groups_uniform_page_size
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 from vllm_dpp.serving.engine.kv_cache import CompactAttentionSpec
