@@ -129,6 +129,9 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 def _require_vllm() -> None:
     if importlib.util.find_spec("vllm") is None:
         raise ValueError(NO_VLLM)
+    from vllm_dpp.serving import vllm_versions
+
+    vllm_versions.check()
 
 
 def _serve_parser() -> argparse.ArgumentParser:

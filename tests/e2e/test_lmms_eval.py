@@ -12,11 +12,11 @@ from typing import Any
 
 import openai
 import pytest
-from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from examples import lmms_eval as script
 from tests.e2e.lmms_tasks import utils as task
+from tests.vllm_names import make_arg_parser
 from vllm_dpp import cli
 from vllm_dpp.serving.settings import ServingSettings
 from vllm_dpp.toy.video import render_frames, write_mp4

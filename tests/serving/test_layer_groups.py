@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from vllm.v1.core.kv_cache_utils import _get_kv_cache_groups_uniform_page_size
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
+from tests.vllm_names import groups_of_uniform_pages
 from vllm_dpp.serving.engine.kv_cache import CompactAttentionSpec
 from vllm_dpp.serving.layer_groups import default_prune_layer, layers_per_group, wasted_fraction
 
@@ -33,7 +33,7 @@ def test_agrees_with_vllm(num_layers):
         full = FullAttentionSpec(**PAGE)
         specs = {f"{i}": full for i in range(layer)}
         specs |= {f"{i}": CompactAttentionSpec.like(full) for i in range(layer, num_layers)}
-        groups = _get_kv_cache_groups_uniform_page_size(specs)
+        groups = groups_of_uniform_pages(specs)
         size = max(len(group.layer_names) for group in groups)
         assert size == layers_per_group(num_layers, layer)
         assert 1 - num_layers / (size * len(groups)) == pytest.approx(

@@ -4,7 +4,6 @@ import inspect
 
 import pytest
 import torch
-import vllm
 from vllm.compilation import decorators
 from vllm.entrypoints.launchers import run_batch
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -37,6 +36,7 @@ from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 from vllm.v1.worker import cpu_worker, gpu_model_runner
 from vllm.v1.worker.gpu.mm import encoder_runner
 
+from vllm_dpp.serving import vllm_versions
 from vllm_dpp.serving.engine.kv_cache import CompactAttentionManager, CompactAttentionSpec
 from vllm_dpp.serving.engine.scheduler import PruningSchedulerMixin
 from vllm_dpp.serving.front.entry import EntryProcessorMixin
@@ -45,10 +45,6 @@ from vllm_dpp.serving.worker.model_state import PruningModelState
 from vllm_dpp.serving.worker.models.pruned_model import PrunedModelMixin, PrunedMRopeModelMixin
 from vllm_dpp.serving.worker.models.split_decoder import AboveSplit, BelowRelevance, BelowSplit
 from vllm_dpp.serving.worker.v1.runner import PruningCPUModelRunner
-
-
-def test_the_version_that_the_cards_describe() -> None:
-    assert vllm.__version__.startswith("0.32."), "read the cards again, then raise this"
 
 
 def test_cpu_worker_names_its_runner() -> None:
@@ -77,11 +73,12 @@ def test_only_plain_attention_is_made_compact() -> None:
     assert not issubclass(CompactAttentionSpec, FullAttentionSpec), "vLLM would merge the groups"
 
 
+CACHE_LIMIT = "" if vllm_versions.MAY_SPLIT_MEDIA_AT_THEIR_START else " max_cache_hit_length"
 OVERRIDDEN = {
     PruningSchedulerMixin: {
         "add_request": "request",
         "_free_blocks": "request",
-        "_get_local_prefix_cache_hit": "request",
+        "_get_local_prefix_cache_hit": "request" + CACHE_LIMIT,
         "_ec_transfer_pending": "request num_computed_tokens",
         "_try_schedule_encoder_inputs": "request num_computed_tokens num_new_tokens "
         "encoder_compute_budget shift_computed_tokens",
@@ -175,6 +172,22 @@ def test_schedule_still_calls_what_we_override() -> None:
     assert source.index("self._ec_transfer_pending(") > source.index(
         "self._get_local_prefix_cache_hit("
     ), "a hit is known before a request is passed over"
+
+
+def test_whole_media_are_kept_whole_as_the_version_says() -> None:
+    source = inspect.getsource(Scheduler._try_schedule_encoder_inputs)
+    assert source.count("self.scheduler_config.disable_chunked_mm_input") == 1
+    may_split = "and num_computed_tokens < start_pos\n" in source
+    assert may_split != ("and num_computed_tokens <= start_pos\n" in source)
+    assert may_split == vllm_versions.MAY_SPLIT_MEDIA_AT_THEIR_START
+
+
+def test_a_pause_stops_those_who_wait_and_nobody_reads_it_before_it_ends() -> None:
+    source = inspect.getsource(Scheduler.schedule)
+    waiting = source.index("self._pause_state == PauseState.UNPAUSED:")
+    assert source.index("while token_budget > 0:") < waiting
+    assert source.count("_pause_state") == 3 == source[: waiting + 50].count("_pause_state")
+    assert source.index("self._update_after_schedule(") > waiting
 
 
 def test_that_positions_have_axes_only_says_what_metadata_workers_get() -> None:

@@ -116,6 +116,11 @@ class PrunedTurn:
         return self.videos[-1].end
 
     @property
+    def is_piece(self) -> bool:
+        """Whether it is a piece of a video, and no more."""
+        return self.videos[0].piece_of is not None
+
+    @property
     def length(self) -> int:
         """Rows that wait while the turn is read over several steps."""
         return self.end - self.start

@@ -7,6 +7,7 @@ from vllm.config import VllmConfig
 
 from tests.serving.scheduling.play import Play, play
 from tests.serving.scheduling.scenario import Ask, Media, Scenario, Shape, Text, TurnEnd
+from vllm_dpp.serving import vllm_versions
 
 A, B, C, D = (Media(name, 576) for name in "ABCD")
 QUESTION = (Text(1, 3), TurnEnd())
@@ -97,3 +98,40 @@ def test_a_video_of_the_whole_buffer_runs(base: VllmConfig, budget: int) -> None
         "does not": "error",
         "fits too": "length",
     }
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_an_item_that_no_chunk_can_hold_is_refused(
+    base: VllmConfig, asynchronous: bool, graphs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM 0.33 would wait for ever for it. What just fits runs, beside a stream."""
+    monkeypatch.setattr(vllm_versions, "MAY_SPLIT_MEDIA_AT_THEIR_START", False)
+    shape = Shape(
+        budget=100, chunk_limit=50, whole_media=True, asynchronous=asynchronous, graphs=graphs
+    )
+    longest = 50 - graphs
+    asks = (
+        Ask("stream", (Text(0, 3),), max_tokens=40),
+        Ask("too long", (Text(0, 3), Media("long", longest + 1), *QUESTION), step=2),
+        Ask("fits", (Text(0, 3), Media("fits", longest), *QUESTION), step=3),
+        Ask("image", (Text(0, 3), Media("image", longest + 1, "image"), *QUESTION), step=4),
+    )
+    stories = play(base, Scenario(shape, asks)).stories
+    assert [stories[ask.name].reason for ask in asks] == ["length", "error", "length", "error"]
+
+
+def test_nobody_overtakes_a_chunk_that_waits_for_a_second_row(
+    base: VllmConfig, asynchronous: bool
+) -> None:
+    """A stream leaves one token of each step; a new text comes in every step and would take it.
+
+    The video cannot, since a step of single rows may replay a graph. vLLM 0.33 goes on to those
+    who wait behind a request that gets nothing.
+    """
+    shape = Shape(budget=8, max_num_seqs=64, kv_tokens=4096, asynchronous=asynchronous, graphs=True)
+    streams = tuple(Ask(f"stream{i}", (Text(i, 1),), max_tokens=60) for i in range(7))
+    video = Ask("video", (Media("video", 40), *QUESTION), step=10)
+    texts = tuple(Ask(f"text{i}", (Text(20 + i, 1),), step=11 + i) for i in range(40))
+    ours = play(base, Scenario(shape, (*streams, video, *texts)))
+    started = ours.stories["video"].started
+    assert all(ours.stories[text.name].started >= started for text in texts)

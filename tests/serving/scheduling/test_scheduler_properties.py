@@ -6,14 +6,16 @@ seed that fails prints itself; ``python -m tests.serving.scheduling.soak`` shrin
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from vllm.config import VllmConfig
 
-from tests.serving.scheduling.draw import draw
+from tests.serving.scheduling.draw import draw, may_be_kept_whole
 from tests.serving.scheduling.play import VictimOfItsStepError, play
 from tests.serving.scheduling.properties import Seen, check_ends, compare
 from tests.serving.scheduling.scenario import Scenario
+from vllm_dpp.serving import vllm_versions
 
 
 def each(seeds: range, test: Callable[[Scenario], object]) -> None:
@@ -43,3 +45,19 @@ def test_pruning_keeps_up_with_the_scheduler_of_vllm(base: VllmConfig) -> None:
 @pytest.mark.slow
 def test_every_schedule_comes_to_its_end(base: VllmConfig) -> None:
     each(range(300, 2500), lambda scenario: check_ends(base, scenario, play(base, scenario)))
+
+
+def test_media_that_no_chunk_may_split(base: VllmConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each chunk holds an item from its start to its end or not at all, as vLLM 0.33 has it."""
+    monkeypatch.setattr(vllm_versions, "MAY_SPLIT_MEDIA_AT_THEIR_START", False)
+    tried = 0
+
+    def keep_whole(scenario: Scenario) -> None:
+        nonlocal tried
+        if may_be_kept_whole(scenario.shape, scenario.longest_item):
+            scenario = replace(scenario, shape=replace(scenario.shape, whole_media=True))
+            check_ends(base, scenario, play(base, scenario))
+            tried += 1
+
+    each(range(2500, 3100), keep_whole)
+    assert tried > 200

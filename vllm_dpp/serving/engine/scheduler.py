@@ -11,14 +11,16 @@ from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
+from vllm.multimodal.inputs import PlaceholderRange
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
 from vllm_dpp.pruning.config import PruningConfig
-from vllm_dpp.serving import records
+from vllm_dpp.serving import records, vllm_versions
 from vllm_dpp.serving.engine.compact_hashes import CompactHashes
 from vllm_dpp.serving.engine.deferred_rows import DeferredRows
 from vllm_dpp.serving.engine.kv_cache import CompactAttentionManager
@@ -53,7 +55,12 @@ class PruningSchedulerMixin(Scheduler):
             self.vllm_config.compilation_config.cudagraph_mode.has_full_cudagraphs()
         )
         self.records = records.RecordWriter.of(self.settings, "blocks")
+        self.keeps_media_whole = (
+            self.scheduler_config.disable_chunked_mm_input
+            and not vllm_versions.MAY_SPLIT_MEDIA_AT_THEIR_START
+        )
         self._comes_first: Request | None = None
+        self._admits_others = True
         # So workers learn the grids of videos in a cached prefix too, whatever a model's positions.
         self.model_uses_mrope = True
         self.num_layers = self.vllm_config.model_config.hf_text_config.num_hidden_layers
@@ -78,11 +85,29 @@ class PruningSchedulerMixin(Scheduler):
         """Plan a new request. A request that cannot run is finished with an error, never stuck."""
         if request.request_id not in self.requests:
             try:
+                self._check_media(request)
                 self._plan(request)
             except ValueError as error:
                 logger.error("request %s is refused: %s", request.request_id, error)
                 self.encoder_cache_mismatch_reqs.add(request.request_id)
         super().add_request(request)
+
+    def _check_media(self, request: Request) -> None:
+        """Refuse an item for which vLLM would wait for ever, since no chunk can hold it."""
+        if not self.keeps_media_whole or not request.mm_features:
+            return
+        limit = self.max_num_scheduled_tokens
+        if threshold := self.scheduler_config.long_prefill_token_threshold:
+            limit = min(limit, threshold)
+        if self.replays_graphs:
+            limit -= 1  # for the row that may not be left over; see _clear_of_decodes
+        longest = max(feature.mm_position.length for feature in request.mm_features)
+        if longest > limit:
+            raise ValueError(
+                f"an image or video takes {longest} tokens, but a chunk holds {limit} and may not "
+                "split it: leave out --disable-chunked-mm-input, or raise "
+                "--long-prefill-token-threshold and --max-num-batched-tokens"
+            )
 
     def _plan(self, request: Request) -> None:
         caching = self.kv_cache_manager.enable_caching
@@ -170,11 +195,12 @@ class PruningSchedulerMixin(Scheduler):
             return [], 0, encoder_compute_budget, [], []
         planned = self.planned.get(request.request_id)
         if planned is not None and num_computed_tokens < planned.plan.end:
+            num_new_tokens = self._before_media(request, num_computed_tokens, num_new_tokens)
             num_new_tokens = self._with_room(
                 request.request_id, planned.plan, num_computed_tokens, num_new_tokens
             )
             num_new_tokens = self._before_a_long_decision(
-                planned.plan, num_computed_tokens, num_new_tokens
+                request, planned.plan, num_computed_tokens, num_new_tokens
             )
             num_new_tokens = self._clear_of_decodes(
                 request, planned.plan, num_computed_tokens, num_new_tokens
@@ -187,16 +213,37 @@ class PruningSchedulerMixin(Scheduler):
             shift_computed_tokens,
         )
 
+    def _unsplit(self, request: Request, start: int, end: int) -> PlaceholderRange | None:
+        """The image or video ahead of ``start`` in which no chunk from there may end at ``end``."""
+        if self.keeps_media_whole:
+            for feature in request.mm_features:
+                item = feature.mm_position
+                if start <= item.offset < end < item.offset + item.length:
+                    return item
+        return None
+
+    def _before_media(self, request: Request, start: int, num_tokens: int) -> int:
+        """Tokens of a chunk that splits no item that has to stay whole, as vLLM cuts it."""
+        item = self._unsplit(request, start, start + num_tokens)
+        return num_tokens if item is None else item.offset - start
+
     def _with_room(self, request_id: str, plan: PrunePlan, start: int, num_tokens: int) -> int:
-        """Tokens of a chunk for whose undecided ranges there is room."""
+        """Tokens of a chunk for whose undecided ranges there is room.
+
+        The pieces of a video that no chunk splits are decided in the step that reads them.
+        """
         num_rows = 0
         for turn in plan.turns_in(start, start + num_tokens):
+            if self.keeps_media_whole and turn.is_piece and turn.videos[0].media_start >= start:
+                continue
             num_rows += turn.length
             if not self.deferred_rows.lend(request_id, num_rows):
                 return max(turn.start - start, 0)
         return num_tokens
 
-    def _before_a_long_decision(self, plan: PrunePlan, start: int, num_tokens: int) -> int:
+    def _before_a_long_decision(
+        self, request: Request, plan: PrunePlan, start: int, num_tokens: int
+    ) -> int:
         """Tokens of a chunk that leaves a decision to the next step, if both make a long one.
 
         Everything that a video keeps goes up in the step that decides it. Where that and the rest
@@ -204,7 +251,10 @@ class PruningSchedulerMixin(Scheduler):
         """
         split, num_layers = self.settings.split_layer, self.num_layers
         for turn in plan.turns_in(start, start + num_tokens):
-            last = min(turn.decided, turn.end - 2)
+            item = self._unsplit(request, start, turn.decided)
+            last = min(item.offset + item.length if item else turn.decided, turn.end - 2)
+            if self._unsplit(request, start, last):
+                continue
             if turn.start < start < last - 1 and turn.end <= start + num_tokens:
                 num_up = turn.length - turn.num_pruned
                 work = num_tokens * split + num_up * (num_layers - split)
@@ -228,11 +278,19 @@ class PruningSchedulerMixin(Scheduler):
         starts = {feature.mm_position.offset for feature in request.mm_features}
         end = start + num_tokens
         while end > start and (turn := plan.turn_at(end)) and end + 1 in starts | {turn.end}:
-            end -= 1
+            end = start + self._before_media(request, start, end - 1 - start)
         if end - start != 1 or not plan.turns_in(start, end):
             return end - start
         self._comes_first = request
+        if request.status != RequestStatus.RUNNING:
+            self._admit_no_others()
         return 0
+
+    def _admit_no_others(self) -> None:
+        """Let nobody in this step overtake the request that is admitted just now."""
+        if self.pause_state == PauseState.UNPAUSED:
+            self._admits_others = False
+            self._pause_state = PauseState.PAUSED_NEW
 
     def _send_all_media(self, scheduler_output: SchedulerOutput) -> None:
         """Send new requests with the pixels that a prefix-cache hit covers, on the V1 runner.
@@ -246,6 +304,9 @@ class PruningSchedulerMixin(Scheduler):
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
         super()._update_after_schedule(scheduler_output)
+        if not self._admits_others:
+            self._admits_others = True
+            self._pause_state = PauseState.UNPAUSED
         if not self.use_v2_model_runner:
             self._send_all_media(scheduler_output)
         if self._comes_first in self.running:

@@ -5,8 +5,18 @@ def register() -> None:
     """Tell vLLM about the pruning variants.
 
     vLLM calls this in every process that it starts, sometimes more than once. It imports no model
-    and changes nothing for other architectures.
+    and changes nothing for other architectures. Of a vLLM that is not served it asks nothing, and
+    says so: the variants stay unknown there, and everybody else's models start.
     """
+    from vllm.logger import init_logger
+
+    from vllm_dpp.serving import vllm_versions
+
+    try:
+        vllm_versions.check()
+    except vllm_versions.UnsupportedVersionError as error:
+        init_logger("vllm.vllm_dpp").error("no model is pruned: %s", error)
+        return
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
