@@ -54,7 +54,7 @@ def change(video: VideoTokens) -> Tensor:
     likeness = []
     for first in range(1, whole, at_once):
         last = min(first + at_once, whole)
-        slices = unit_rows(features[(first - 1) * cells : last * cells]).unflatten(0, (-1, cells))
+        slices = unit_rows(features[(first - 1) * cells : last * cells]).view(-1, cells, dim)
         likeness.append(_most_alike(slices[1:], slices[:-1]))
     if num_tokens > whole * cells:  # the rest of the last slice is a tail
         rows = unit_rows(features[(whole - 1) * cells :])
@@ -82,5 +82,8 @@ def _most_alike(rows: Tensor, before: Tensor) -> Tensor:
         before: [s, c, D], unit rows of the slices before these.
     """
     at_once = max(1, rows_per_cast(before.shape[1]) // len(rows))
-    parts = [(part @ before.mT).amax(-1) for part in rows.split(at_once, dim=1)]
+    parts = [
+        (rows[:, first : first + at_once] @ before.mT).amax(-1)
+        for first in range(0, rows.shape[1], at_once)
+    ]
     return torch.cat(parts, dim=1).flatten()
