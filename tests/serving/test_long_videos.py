@@ -16,6 +16,7 @@ from tests.engines.traffic import Arrival, Traffic
 from tests.reference.chats import CHATS, text, user, video
 from tests.reference.plan import plan_videos
 from vllm_dpp.serving.settings import ServingSettings
+from vllm_dpp.serving.vllm_versions import MAY_SPLIT_MEDIA_AT_THEIR_START
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
@@ -112,6 +113,27 @@ def test_a_video_waits_for_room_without_stopping_anybody(
     traffic = host.run(arrivals(judge, "long question", "text"))
     assert traffic.answers["long question"].finish_reason == "error"
     check(traffic, judge, DPP, "text")
+
+
+@pytest.mark.parametrize("longest_chunk", [270, 100])
+def test_media_that_no_chunk_may_split(
+    host: EngineHost, judge: Judge, tiny_checkpoint: Path, longest_chunk: int
+) -> None:
+    """Whole where a chunk holds them; what none can hold vLLM 0.32 splits, and 0.33 cannot."""
+    host.load(
+        tiny_checkpoint,
+        DPP,
+        disable_chunked_mm_input=True,
+        long_prefill_token_threshold=longest_chunk,
+        max_num_batched_tokens=2048,
+        max_num_seqs=16,
+    )
+    traffic = host.run(arrivals(judge, *LONG, "text"))
+    if longest_chunk >= 256 or MAY_SPLIT_MEDIA_AT_THEIR_START:
+        check(traffic, judge, DPP, *LONG, "text")
+    else:
+        check(traffic, judge, DPP, "text")
+        assert all(traffic.answers[chat].finish_reason == "error" for chat in LONG)
 
 
 @pytest.mark.parametrize("caching", [False, True], ids=["", "caching"])
