@@ -22,6 +22,8 @@ MODELS = {  # file: model, layers, prune layer, longest prompt, tensor-parallel 
     "qwen3_vl_8b.yaml": ("Qwen/Qwen3-VL-8B-Instruct", 36, 18, 32768, 1),
     "qwen3_vl_30b_a3b.yaml": ("Qwen/Qwen3-VL-30B-A3B-Instruct", 48, 24, 32768, 1),
     "internvl3_5_8b.yaml": ("OpenGVLab/InternVL3_5-8B-HF", 36, 18, 32768, 1),
+    "glm4_1v_9b.yaml": ("zai-org/GLM-4.1V-9B-Thinking", 40, 20, 32768, 1),
+    "glm4_5v.yaml": ("zai-org/GLM-4.5V", 46, 23, 32768, 4),
     "cpu_demo.yaml": ("Qwen/Qwen2.5-VL-3B-Instruct", 36, 18, 8192, 1),
 }
 
@@ -55,18 +57,19 @@ def test_settings(parser: FlexibleArgumentParser, name: str) -> None:
     assert args.tensor_parallel_size == tensor_parallel
 
 
-KINDS = {"InternVL": "InternVL", "Qwen2.5": "Qwen2_5_VL", "A3B": "Qwen3VLMoe", "Qwen3": "Qwen3VL"}
+KINDS = {
+    "InternVL": "InternVL",
+    "Qwen2.5": "Qwen2_5_VL",
+    "A3B": "Qwen3VLMoe",
+    "Qwen3": "Qwen3VL",
+    "GLM-4.1V": "Glm4v",
+    "GLM-4.5V": "Glm4vMoe",
+}
 
 
 def variant_of(model: str) -> str:
     """By the name that its publisher gives it."""
-    kinds = {
-        "InternVL": "InternVL",
-        "Qwen2.5": "Qwen2_5_VL",
-        "A3B": "Qwen3VLMoe",
-        "Qwen3": "Qwen3VL",
-    }
-    kind = next(kind for part, kind in kinds.items() if part in model)
+    kind = next(kind for part, kind in KINDS.items() if part in model)
     return family_of(f"{kind}ForConditionalGeneration").variant
 
 
@@ -79,12 +82,14 @@ def test_the_longest_video_leaves_half_of_the_prompt(
         frames = args.media_io_kwargs["video"]["num_frames"]
         assert frames * (256 + NUMBER_TOKENS) <= args.max_model_len // 2
         return
-    slices = args.media_io_kwargs["video"]["max_frames"] // 2
+    frames = args.media_io_kwargs["video"]
+    slices = (frames.get("max_frames") or frames["fps"] * frames["max_duration"]) // 2
     pixels = args.mm_processor_kwargs["videos_kwargs"]["size"]["longest_edge"]
-    if "Qwen3" in args.model:  # of all frames of a video, and each slice says its time
-        tokens = pixels // (2 * 32**2) + slices * TIME_TOKENS
-    else:
+    if "Qwen2.5" in args.model:
         tokens = slices * (pixels // 28**2)
+    else:  # of all frames of a video, and each slice says its time
+        side = 32 if "Qwen3" in args.model else 28
+        tokens = pixels // (2 * side**2) + slices * TIME_TOKENS
     assert tokens <= args.max_model_len // 2
 
 

@@ -13,7 +13,7 @@ from tests.reference.test_reference import everything, model_inputs, transformer
 from vllm_dpp.toy.checkpoint import CheckpointSpec, make_checkpoint
 from vllm_dpp.toy.qwen3_vl import DEEPSTACK_LEVELS
 
-FAMILIES = ["qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "internvl"]
+FAMILIES = ["qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe", "internvl"]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -75,6 +75,7 @@ OF_FAMILY = {
     "qwen3_vl": with_its_own_positions,
     "qwen3_vl_moe": with_its_own_positions,
     "glm4v": of_one_kind,
+    "glm4v_moe": of_one_kind,
     "internvl": of_pictures,
 }
 

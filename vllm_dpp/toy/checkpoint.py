@@ -11,10 +11,20 @@ from typing import Any, Literal
 import torch
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from vllm_dpp.toy import glm4v, internvl, qwen2_5_vl, qwen2_vl, qwen3_vl, qwen3_vl_moe
+from vllm_dpp.toy import (
+    glm4v,
+    glm4v_moe,
+    internvl,
+    qwen2_5_vl,
+    qwen2_vl,
+    qwen3_vl,
+    qwen3_vl_moe,
+)
 from vllm_dpp.toy import tokenizer as tok
 
-Architecture = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "internvl", "glm4v"]
+Architecture = Literal[
+    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "internvl", "glm4v", "glm4v_moe"
+]
 _ARCHITECTURES: dict[str, Any] = {
     "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_5_vl,
@@ -22,6 +32,7 @@ _ARCHITECTURES: dict[str, Any] = {
     "qwen3_vl_moe": qwen3_vl_moe,
     "internvl": internvl,
     "glm4v": glm4v,
+    "glm4v_moe": glm4v_moe,
 }
 """One module each, with `MODEL`, `make_config` and `make_processor`; with `make_tokenizer` where it
 is not Qwen's; and with `released` where files do not hold the weights as transformers does."""
@@ -147,9 +158,9 @@ def _make_model(
         torch.manual_seed(spec.seed)
         model: Any = of_class(config)
         # Biases start at 0 and norms at 1, where a lost one would go unnoticed.
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.data += spec.initializer_range * torch.randn_like(parameter)
+        for weight in model.state_dict().values():  # not all of them are parameters
+            if weight.ndim == 1:
+                weight += spec.initializer_range * torch.randn_like(weight)
     model.generation_config = GenerationConfig(
         eos_token_id=config.text_config.eos_token_id,
         pad_token_id=config.text_config.pad_token_id,

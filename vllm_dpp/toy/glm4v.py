@@ -1,5 +1,6 @@
 """A small GLM-4.1V: what `checkpoint` asks of an architecture."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from transformers import (
@@ -65,19 +66,33 @@ def make_tokenizer() -> Qwen2Tokenizer:
     return tok.make_tokenizer(SPECIAL_TOKENS, CHAT_TEMPLATE, eos_token="<|user|>")
 
 
-def make_processor(tokenizer: Qwen2Tokenizer) -> Glm4vProcessor:
-    """The processor of text, images and videos."""
+def make_processor(
+    tokenizer: Qwen2Tokenizer,
+    of_class: Callable[..., Any] = Glm4vProcessor,
+    of_images: Callable[..., Any] = Glm4vImageProcessor,
+    of_videos: Callable[..., Any] = Glm4vVideoProcessor,
+) -> Any:
+    """The processor of text, images and videos, and the classes of each."""
     pixels = {"shortest_edge": 56 * 56, "longest_edge": 1280 * 2 * 28 * 28}
-    return Glm4vProcessor(
-        Glm4vImageProcessor(size=pixels),
-        tokenizer,
-        Glm4vVideoProcessor(size=pixels),
-        chat_template=CHAT_TEMPLATE,
+    return of_class(
+        of_images(size=pixels), tokenizer, of_videos(size=pixels), chat_template=CHAT_TEMPLATE
     )
 
 
-def make_config(spec: "CheckpointSpec", tokenizer: Qwen2Tokenizer) -> Glm4vConfig:
-    """The configuration of a GLM-4.1V of this shape, for the tokenizer's special tokens."""
+def make_config(
+    spec: "CheckpointSpec",
+    tokenizer: Qwen2Tokenizer,
+    of_class: Callable[..., Any] = Glm4vConfig,
+    **of_layers: Any,
+) -> Any:
+    """The configuration of a GLM-4.1V of this shape, for the tokenizer's special tokens.
+
+    Args:
+        spec: its shape.
+        tokenizer: its tokenizer.
+        of_class: the class of the configuration.
+        of_layers: what that class asks of the decoder's layers beside these.
+    """
     text: dict[str, Any] = text_fields(spec, tokenizer) | {
         "attention_bias": True,  # which transformers always has, and vLLM where it is told
         "rope_parameters": {
@@ -86,6 +101,7 @@ def make_config(spec: "CheckpointSpec", tokenizer: Qwen2Tokenizer) -> Glm4vConfi
             "partial_rotary_factor": 0.5,
             "mrope_section": _section(spec.head_dim // 2),
         },
+        **of_layers,
     }
     vision = {
         "depth": spec.vision_depth,
@@ -97,7 +113,7 @@ def make_config(spec: "CheckpointSpec", tokenizer: Qwen2Tokenizer) -> Glm4vConfi
         "out_hidden_size": spec.hidden_size,
         "initializer_range": spec.initializer_range,
     }
-    return Glm4vConfig(
+    return of_class(
         text_config=text,
         vision_config=vision,
         **_special_token_ids(tokenizer),

@@ -82,6 +82,14 @@ FAMILIES = (
         has_text_in_videos=True,
         video_token="<|image|>",
     ),
+    Family(
+        base="Glm4vMoeForConditionalGeneration",
+        variant="DPPGlm4vMoeForConditionalGeneration",
+        implementation="vllm_dpp.serving.worker.models.glm4v_moe:DPPGlm4vMoeForConditionalGeneration",
+        turn_end_token="<|assistant|>",
+        has_text_in_videos=True,
+        video_token="<|image|>",
+    ),
 )
 
 
