@@ -1,7 +1,6 @@
 """One vLLM engine, in this process, that answers the test set arm by arm."""
 
 import os
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,8 +78,8 @@ class QualityEngine:
         self._records = TemporaryDirectory(prefix="vllm-dpp-quality-")
         own_args = _own_args(engine, self._records.name)
         self._llm = LLM(str(checkpoint.folder), **ENGINE_ARGS, **own_args)
-        worker: Any = self._llm.llm_engine.model_executor.driver_worker.worker
-        mend_evs_on_cpu(worker)
+        self._worker: Any = self._llm.llm_engine.model_executor.driver_worker.worker
+        mend_evs_on_cpu(self._worker)
         self._token_id = self._llm.get_tokenizer().convert_tokens_to_ids(VIDEO_PAD)
 
     def answer(self, arm: Arm) -> Answers:
@@ -102,13 +101,11 @@ class QualityEngine:
     def kept(self, arm: Arm, index: int) -> tuple[KeptVideo, str]:
         """What is kept for one question by an engine that prunes, and the answer."""
         (output,) = self._ask(arm, [self.test_set.asked[index]], record=True)
-        folder, deadline = Path(self._records.name), time.monotonic() + _RECORD_TIMEOUT
-        while not (found := list(folder.glob("*.kept.json"))):
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"{arm}: no record of what was kept")
-            time.sleep(0.01)
-        video = KeptVideo.load(found[0])
-        found[0].unlink()
+        # Another thread writes them, one stage after the other.
+        self._worker.model_runner.get_model().pruning.records.flush()
+        (found,) = Path(self._records.name).glob("*.kept.json")
+        video = KeptVideo.load(found)
+        found.unlink()
         return video, output.outputs[0].text.strip()
 
     def _ask(self, arm: Arm, asked: Sequence[Asked], record: bool = False) -> list[Any]:
@@ -134,9 +131,6 @@ class QualityEngine:
         kept = num_kept(entered, arm.method.ratios(arm.budget, self.num_layers)[1])
         share = kv_share(arm.method.layer or 0, self.num_layers, kept / entered)
         return Answers(kept, share * entered / total, right)
-
-
-_RECORD_TIMEOUT = 30.0
 
 
 def _own_args(engine: Engine, records: str) -> dict[str, Any]:
