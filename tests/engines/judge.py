@@ -1,5 +1,6 @@
 """Compares an engine's answers with the transformers reference."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,11 @@ class Judge:
         """Know by a name a chat of whose videos this fraction enters."""
         with torch.inference_mode():
             self.prompts[name] = self.reference.enter(self.prompts[chat], ratio, settings)
+        self.engine_prompts[name] = self.engine_prompts[chat]
+
+    def prune_images(self, name: str, chat: str) -> None:
+        """Know by a name a chat of whose images tokens may go, too."""
+        self.prompts[name] = replace(self.prompts[chat], prunes=("video", "image"))
         self.engine_prompts[name] = self.engine_prompts[chat]
 
     def keep(

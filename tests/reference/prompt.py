@@ -19,15 +19,19 @@ Messages = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids with every placeholder expanded, and the media items in order of position."""
+    """Token ids with every placeholder expanded, and the media items in order of position.
+
+    Those of the modalities `prunes` are its videos: an image is one of a single slice.
+    """
 
     token_ids: tuple[int, ...]
     media: tuple[MediaItem, ...]
     turn_end_token_id: int
+    prunes: tuple[str, ...] = ("video",)
 
     @property
     def videos(self) -> tuple[MediaItem, ...]:
-        return tuple(item for item in self.media if item.modality == "video")
+        return tuple(item for item in self.media if item.modality in self.prunes)
 
     @property
     def sent_token_ids(self) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ processor. Where the engine's half of the cache matters, that half is vLLM's own
 import asyncio
 import inspect
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -151,6 +152,12 @@ def test_a_body_is_refused_before_media_are_read(case: str) -> None:
     body, message = REFUSED_BODIES[case]
     with pytest.raises(ValueError, match=message):
         check_http_request(body, SETTINGS)
+
+
+def test_prompts_with_pruned_images_are_not_scored() -> None:
+    body = generate([{"type": "image_url", "url": "data:"}], prompt_logprobs=1)
+    with pytest.raises(ValueError, match="tokens of image that were pruned"):
+        check_http_request(body, replace(SETTINGS, prune_images=True))
 
 
 @pytest.mark.parametrize(

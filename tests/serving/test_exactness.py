@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from tests.engines.exactness import name_of
+from tests.engines.exactness import check_chats, name_of
 from tests.engines.host import EngineHost
 from tests.engines.judge import TOLERANCE, Judge
 from tests.engines.traffic import Arrival
-from tests.reference.chats import CHATS, text, user, video
+from tests.reference.chats import CHATS, image, text, user, video
 from vllm_dpp.pruning.rules import RULES
 from vllm_dpp.serving.settings import ServingSettings
 
@@ -22,6 +22,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
 BLOCK_SIZE = 32
 MOVIE, CLIP = video(5, 32, 112, 112), video(6, 12, 84, 112)  # 256 and 72 tokens
+MANY_IMAGES = [image(seed, 224, 280 - 56 * (seed % 3)) for seed in range(4)]  # 48 to 80 tokens
+CACHING = {"enable_prefix_caching": True, "async_scheduling": True}
 RATIOS = (1.0, 0.5, 0.25, 0.1)
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "K0-one-segment": ({"prune_layer": 0, "segment_by": "one"}, {}),
@@ -105,6 +107,23 @@ def test_every_answer_equals_the_reference(
         kept = kept_by_engine(host, alone, chat, 0.25, judge)
         assert agree(kept, keep, may_be_cached=block_size is not None), chat
         assert (single.blocks_held, single.plans_left) == (0, 0)
+
+
+def test_images_may_be_segments(
+    host: EngineHost, judge: Judge, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    dpp = {"prune_layer": 3, "prune_images": True}
+    host.load(
+        tiny_checkpoint, dpp | {"record_dir": str(tmp_path)}, **CACHING, max_num_batched_tokens=64
+    )
+    judge.add("many images", [user(*MANY_IMAGES, text("Which one is it?"))])
+    chats = {chat: f"{chat}, pruned" for chat in ("many images", "image and video", "two turns")}
+    for chat, name in chats.items():
+        judge.prune_images(name, chat)
+    ratios = (1.0, 0.5, 0.1)
+    assert (
+        check_chats(host, judge, chats, ratios, ServingSettings(**dpp), BLOCK_SIZE, tmp_path) > 12
+    )
 
 
 def test_rules_in_one_batch(

@@ -66,6 +66,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"prune_layer": 5, "relevance": "none"},
         {"enable_prefix_caching": True, "max_num_batched_tokens": 64},
     ),
+    "K3-images-caching": (
+        {"prune_layer": 3, "prune_images": True},
+        {"enable_prefix_caching": True},
+    ),
 }
 
 
@@ -185,6 +189,10 @@ def check_case(
     block_size = BLOCK_SIZE if engine.get("enable_prefix_caching") else None
     host.load(checkpoint, dpp | {"record_dir": str(tmp_path)}, **engine)
     names = {chat: chat for chat in chats.whole}
+    if settings.prune_images:
+        names = {chat: f"{chat}, images too" for chat in chats.whole}
+        for chat, name in names.items():
+            judge.prune_images(name, chat)
     if settings.entry_ratio < 1:
         names = {chat: f"{chat} at {settings.entry_ratio}" for chat in chats.in_part}
         for chat, name in names.items():

@@ -116,7 +116,7 @@ def request(*spans: tuple[int, int]) -> Any:
 def test_videos_that_the_prefix_cache_holds() -> None:
     """Of a pruned one a hit may leave the tail, which is kept whatever it shows."""
     spans = [(10, 40), (60, 40)]
-    media = [MediaSpan(start, length, is_video=True) for start, length in spans]
+    media = [MediaSpan(start, length, is_prunable=True) for start, length in spans]
     plan = build_plan([1] * 120, media, retention_ratio=0.5, turn_end_token_id=None, block_size=16)
     assert plan is not None
     planned = PlannedRequest(plan, RequestOptions(), None, plan)

@@ -183,7 +183,7 @@ def test_any_plan_is_sound(parts, ratio, block_size, turn_end):
     if made is None:
         return
     tokens, media = prompt(*parts)
-    videos = {item.start: item for item in media if item.is_video}
+    videos = {item.start: item for item in media if item.is_prunable}
     end = 0
     for turn in made.turns:
         assert end <= turn.start < turn.decided <= turn.end <= len(tokens)

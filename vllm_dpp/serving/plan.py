@@ -30,13 +30,13 @@ class MediaSpan:
     Args:
         start: First prompt position.
         length: Number of positions.
-        is_video: Only videos are pruned.
+        is_prunable: Whether it may lose tokens, as videos may.
         num_text: How many of the positions hold text, such as the time of a slice.
     """
 
     start: int
     length: int
-    is_video: bool
+    is_prunable: bool
     num_text: int = 0
 
     @property
@@ -52,6 +52,8 @@ class MediaSpan:
 @dataclass(frozen=True, slots=True)
 class PrunedVideo:
     """The part of one video that loses tokens: all of it but a short tail, or a piece.
+
+    An image that is pruned, too, is a video of one slice.
 
     Text between its slices always stays. How much there is, is known; where it stands is not asked:
     up for selection are the first ``length`` of the video's own tokens, and they all lie before
@@ -228,7 +230,7 @@ def build_plan(
     """
     turns: dict[int, list[PrunedVideo]] = {}
     for item in media:
-        if not item.is_video:
+        if not item.is_prunable:
             continue
         end = item.end
         if turn_end_token_id is not None:

@@ -151,14 +151,15 @@ def blocks_record(
     plan: PrunePlan | None,
     groups: Sequence["KVCacheGroupSpec"],
     block_ids: Sequence[Sequence[int]],
+    prunes: Sequence[str],
 ) -> Record:
-    """The KV blocks that a finishing request holds."""
+    """The KV blocks that a finishing request holds; its tokens of what is pruned at all."""
     return {
         "request_id": request.request_id,
         "num_prompt_tokens": request.num_prompt_tokens,
         "num_tokens": request.num_tokens,
         "num_video_tokens": sum(
-            f.mm_position.get_num_embeds() for f in request.mm_features if f.modality == "video"
+            f.mm_position.get_num_embeds() for f in request.mm_features if f.modality in prunes
         ),
         "num_pruned_tokens": plan.num_pruned if plan else 0,
         "num_preemptions": request.num_preemptions,

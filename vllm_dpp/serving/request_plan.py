@@ -89,7 +89,7 @@ class RequestOptions:
 def media_spans(
     prompt_token_ids: Sequence[int],
     placeholders: Iterable[tuple[str, "PlaceholderRange"]],
-    video_token_id: int | None,
+    settings: ServingSettings,
 ) -> list[MediaSpan]:
     """Media spans in prompt order.
 
@@ -97,17 +97,19 @@ def media_spans(
         prompt_token_ids: The expanded prompt.
         placeholders: (modality, placeholder range) pairs. Where a range does not say which of its
             positions are a video's own, as of one that enters in part, the tokens do.
-        video_token_id: The token of a video's own positions; ``None`` if they all are.
+        settings: Say which modalities are pruned, and the token of a video's own positions.
     """
 
-    def span(is_video: bool, place: "PlaceholderRange") -> MediaSpan:
-        num_own = place.get_num_embeds()
-        if is_video and place.is_embed is None and video_token_id is not None:
+    def span(modality: str, place: "PlaceholderRange") -> MediaSpan:
+        num_own, own = place.get_num_embeds(), settings.video_token_id
+        if modality == "video" and place.is_embed is None and own is not None:
             tokens = prompt_token_ids[place.offset : place.offset + place.length]
-            num_own = list(tokens).count(video_token_id)
-        return MediaSpan(place.offset, place.length, is_video, num_text=place.length - num_own)
+            num_own = list(tokens).count(own)
+        return MediaSpan(
+            place.offset, place.length, modality in settings.prunes, place.length - num_own
+        )
 
-    spans = [span(modality == "video", place) for modality, place in placeholders]
+    spans = [span(*placeholder) for placeholder in placeholders]
     return sorted(spans, key=lambda span: span.start)
 
 
@@ -118,7 +120,7 @@ def media_of(
 ) -> list[MediaSpan]:
     """Media spans of a request, in prompt order."""
     placeholders = [(f.modality, f.mm_position) for f in mm_features]
-    return media_spans(prompt_token_ids, placeholders, settings.video_token_id)
+    return media_spans(prompt_token_ids, placeholders, settings)
 
 
 def plan_prompt(

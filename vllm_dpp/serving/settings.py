@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 PIECES_NEED = {"rule": "dpp", "relevance": "none", "budget": "length", "segment_by": "slices"}
 SET_BY_SHARE = ("entry_ratio", "retention_ratio")
+MODALITIES = ("video", "image")
 SECTION = "dpp"
 """Key of our settings in vLLM's ``--additional-config``."""
 
@@ -43,6 +44,8 @@ class ServingSettings(PruningConfig):
         min_retention_ratio: The smallest ``dpp_retention_ratio`` a request may ask for.
         record_dir: Folder for the records that requests with ``dpp_record`` ask for; ``None``
             refuses such requests.
+        prune_images: Whether images lose tokens at layer K as well, each like a video of one slice;
+            before the decoder all of an image enters.
         turn_end_token_id: Token that ends a chat turn; ``None`` takes the model family's.
         video_token_id: Token that stands in the prompt for a token of a video; ``None`` takes the
             model's.
@@ -66,6 +69,7 @@ class ServingSettings(PruningConfig):
     entry_rule: str = "change"
     min_retention_ratio: float = 0.01
     record_dir: str | None = None
+    prune_images: bool = False
     turn_end_token_id: int | None = None
     video_token_id: int | None = None
     shard_selection: bool = False
@@ -108,8 +112,10 @@ class ServingSettings(PruningConfig):
                 f"retention_ratio {self.retention_ratio!r} is below min_retention_ratio {low!r}: "
                 "raise the first or lower the second"
             )
-        if not isinstance(self.shard_selection, bool):
-            raise ValueError(f"shard_selection must be true or false, got {self.shard_selection!r}")
+        for name in ("prune_images", "shard_selection"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} must be true or false, got {value!r}")
         if self.record_dir is not None and not isinstance(self.record_dir, str):
             raise ValueError(f"record_dir must be a path or null, got {self.record_dir!r}")
 
@@ -194,6 +200,11 @@ class ServingSettings(PruningConfig):
             projection_dim=self.projection_dim,
             max_kernel_bytes=self.max_kernel_bytes,
         )
+
+    @property
+    def prunes(self) -> tuple[str, ...]:
+        """The modalities that lose tokens at layer K."""
+        return MODALITIES if self.prune_images else MODALITIES[:1]
 
     @property
     def reads_question(self) -> bool:

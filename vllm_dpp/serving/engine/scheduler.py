@@ -142,6 +142,7 @@ class PruningSchedulerMixin(Scheduler):
                 planned.prompt_plan if planned else None,
                 self.kv_cache_config.kv_cache_groups,
                 self.kv_cache_manager.get_block_ids(request.request_id),
+                self.settings.prunes,
             )
             self.records.write(request.request_id, lambda: record)
         super()._free_blocks(request)

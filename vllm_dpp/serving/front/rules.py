@@ -17,7 +17,7 @@ from vllm_dpp.serving.request_plan import (
     media_of,
     plan_prompt,
 )
-from vllm_dpp.serving.settings import ServingSettings
+from vllm_dpp.serving.settings import MODALITIES, ServingSettings
 
 if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
@@ -45,12 +45,12 @@ class Demand:
 
     Args:
         options: Its arguments of ours.
-        scores_video: Whether it wants a logprob for every token of a prompt with a video.
+        scored: Modalities in its prompt, if it wants a logprob for every token of that.
         beam_search: Whether vLLM searches with beams, whose requests carry no arguments.
     """
 
     options: RequestOptions
-    scores_video: bool
+    scored: frozenset[str]
     beam_search: bool = False
 
     @classmethod
@@ -71,7 +71,7 @@ class Demand:
             )
         return cls(
             options=RequestOptions.from_extra_args(extra_args),
-            scores_video=scores_prompt and _brings_video(request),
+            scored=_brought(request) if scores_prompt else frozenset(),
             beam_search=bool(getattr(request, "use_beam_search", False)),
         )
 
@@ -84,10 +84,10 @@ class Demand:
         """
         params, features = request.sampling_params, request.mm_features or ()
         if params is None:
-            return cls(RequestOptions(), scores_video=False)
+            return cls(RequestOptions(), scored=frozenset())
         return cls(
             options=RequestOptions.from_extra_args(params.extra_args),
-            scores_video=_scores_prompt(params) and any(f.modality == "video" for f in features),
+            scored=frozenset(f.modality for f in features if _scores_prompt(params)),
         )
 
     def check(self, settings: ServingSettings) -> None:
@@ -113,11 +113,12 @@ class Demand:
                 f"{RECORD_ARG} needs a server with a record_dir: start it with --record-dir, or "
                 f"leave {RECORD_ARG} out",
             )
-        if self.scores_video and (settings.retention_ratio if ratio is None else ratio) < 1:
+        lost = self.scored.intersection(settings.prunes)
+        if lost and (settings.retention_ratio if ratio is None else ratio) < 1:
             raise UnservableError(
                 "prompt_logprobs",
-                "prompt_logprobs (and echo, which asks for them) do not exist for video tokens "
-                f"that were pruned: leave them out, or {UNPRUNED}",
+                "prompt_logprobs (and echo, which asks for them) do not exist for tokens of "
+                f"{' and '.join(sorted(lost))} that were pruned: leave them out, or {UNPRUNED}",
             )
 
 
@@ -155,20 +156,21 @@ def _scores_prompt(params: "SamplingParams") -> bool:
     return params.prompt_logprobs is not None or params.prompt_logprob_token_ids is not None
 
 
-def _brings_video(request: Any) -> bool:
-    """Whether the body of a request holds a video, in features, messages or content parts."""
+def _brought(request: Any) -> frozenset[str]:
+    """The modalities in the body of a request: in features, messages or content parts."""
     features = getattr(request, "features", None)
-    if features is not None and features.mm_hashes.get("video"):
-        return True
-    places = (getattr(request, name, None) for name in ("messages", "input", "content_parts"))
-    return any(_holds_video(place) for place in places)
+    found = {m for m in MODALITIES if features is not None and features.mm_hashes.get(m)}
+    for name in ("messages", "input", "content_parts"):
+        found |= _held(getattr(request, name, None))
+    return frozenset(found)
 
 
-def _holds_video(value: Any) -> bool:
-    """Whether a JSON value holds a part whose type, or a key of which, names a video."""
+def _held(value: Any) -> set[str]:
+    """The modalities that a JSON value holds a part of, by its type or one of its keys."""
     if isinstance(value, list | tuple):
-        return any(_holds_video(item) for item in value)
+        return {modality for item in value for modality in _held(item)}
     if not isinstance(value, Mapping):
-        return False
+        return set()
     names = [str(value.get("type")), *map(str, value)]
-    return any("video" in name for name in names) or _holds_video(value.get("content"))
+    own = {m for m in MODALITIES if any(m in name for name in names)}
+    return own | _held(value.get("content"))

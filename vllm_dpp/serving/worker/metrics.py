@@ -78,8 +78,8 @@ class WorkerMetrics(ProcessMetrics):
         self._known[request_id] = None
         if len(self._known) > REMEMBERED:
             self._known.pop(next(iter(self._known)))
-        seen = sum(prod(grids[item.start]) for item in media if item.is_video)
-        entered = sum(item.num_tokens for item in media if item.is_video)
+        seen = sum(prod(grids[item.start]) for item in media if item.is_prunable)
+        entered = sum(item.num_tokens for item in media if item.is_prunable)
         pruned = plan.num_pruned if plan else 0
         self._tokens["seen"].inc(seen)
         self._tokens["entered"].inc(entered)
