@@ -67,7 +67,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"enable_prefix_caching": True, "max_num_batched_tokens": 64},
     ),
     "K3-images-caching": (
-        {"prune_layer": 3, "prune_images": True},
+        {"prune_layer": 3, "prune_images": True, "slices_per_segment": 2},
         {"enable_prefix_caching": True},
     ),
 }
