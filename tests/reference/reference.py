@@ -25,7 +25,7 @@ class ReferenceResult:
         logprobs: [len(tokens), vocabulary], in the dtype of the model.
         keep: per video, the ascending indices of the tokens kept, counted from its first token.
         raw_relevance: per video [N], None where no question follows the video.
-        features: per video [N, hidden], the hidden states that enter the prune layer.
+        features: per video [N, hidden], by what its tokens are compared.
         plans: per video, what was decided before looking at any data.
     """
 
@@ -97,7 +97,7 @@ class Reference:
             retention_ratio: fraction of each video that is kept, in (0, 1]; the ratio in
                 `settings` is not read.
             block_size: page size of the engine's cache when prefix caching is on, else None.
-            settings: of the default selection.
+            settings: of the default selection, and by what it compares tokens.
             select: a selection in the place of the default one.
             forced_tokens: the answer, whatever the logits say.
             forced_keep: per video the tokens to keep, whatever the plan and the selection say.
@@ -112,7 +112,9 @@ class Reference:
         question_free = settings is not None and settings.relevance == "none"
         plans = plan_videos(prompt, retention_ratio, block_size, question_free)
         media = self.network.media_embeddings(prompt)
-        features, relevance = self._evidence(prompt, media, plans, prune_layer)
+        similarity = getattr(settings, "similarity", "embeddings")
+        compared = 0 if similarity == "embeddings" else prune_layer
+        features, relevance = self._evidence(prompt, media, plans, prune_layer, compared)
         if forced_keep is None:
             select = select or naive_selection(settings)
             evidence = zip(plans, features, relevance, strict=True)
@@ -157,9 +159,14 @@ class Reference:
         return network.logits(hidden)
 
     def _evidence(
-        self, prompt: Prompt, media: Sequence[Tensor], plans: Sequence[VideoPlan], prune_layer: int
+        self,
+        prompt: Prompt,
+        media: Sequence[Tensor],
+        plans: Sequence[VideoPlan],
+        prune_layer: int,
+        compared: int,
     ) -> tuple[list[Tensor], list[Tensor | None]]:
-        """Per video the features at the prune layer, and the raw relevance one layer before."""
+        """Per video what enters layer `compared`, and the raw relevance before the prune layer."""
         network = self.network
         positions = network.positions(prompt, 0)
         hidden = network.embeddings(prompt, (), media)
@@ -170,7 +177,7 @@ class Reference:
         relevance: list[Tensor | None] = []
         for item, plan in zip(prompt.videos, plans, strict=True):
             video = item.rows[: plan.length - plan.num_tail]
-            features.append(entering[prune_layer][video])
+            features.append(entering[compared][video])
             relevance.append(
                 network.raw_relevance(asked, entering[asked], positions, plan.question, video)
                 if plan.question

@@ -11,6 +11,7 @@ from torch import Tensor
 from tests.reference import Prompt, Reference
 from tests.reference.chats import CHATS
 from vllm_dpp.pruning import PruningConfig
+from vllm_dpp.serving.settings import ServingSettings
 
 Chat = Callable[[str], Prompt]
 K = 3
@@ -125,8 +126,19 @@ def test_relevance_is_the_attention_of_the_layer_below(
         weights = attention[:, list(plan.question), video]
         expected = (weights / weights.sum(dim=-1, keepdim=True)).mean(dim=(0, 1))
         torch.testing.assert_close(relevance, expected, atol=1e-6, rtol=1e-5)
-        entering = forward.hidden_states[prune_layer][0, video]
-        torch.testing.assert_close(features, entering, atol=1e-5, rtol=0)
+        entered = forward.hidden_states[0][0, video]
+        torch.testing.assert_close(features, entered, atol=1e-5, rtol=0)
+
+
+def test_tokens_may_be_compared_by_hidden_states(reference: Reference, chat: Chat) -> None:
+    prompt, settings = chat("video"), ServingSettings(similarity="hidden_states")
+    result = reference.run(
+        prompt, prune_layer=K, retention_ratio=0.25, max_tokens=1, settings=settings
+    )
+    forward = transformers_forward(reference, prompt, output_hidden_states=True)
+    (video,) = prompt.videos
+    entering = forward.hidden_states[K][0, video.start : video.end]
+    torch.testing.assert_close(result.features[0], entering, atol=1e-5, rtol=0)
 
 
 def test_nothing_behind_the_decision_point_changes_the_choice(

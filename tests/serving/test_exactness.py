@@ -45,8 +45,14 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {"enable_prefix_caching": True, "async_scheduling": True},
     ),
-    "K4-four-scenes-budget-by-relevance": (
-        {"prune_layer": 4, "segment_by": "scene", "num_segments": 4, "budget": "relevance"},
+    "K4-four-scenes-budget-by-relevance-hidden-states": (
+        {
+            "prune_layer": 4,
+            "segment_by": "scene",
+            "num_segments": 4,
+            "budget": "relevance",
+            "similarity": "hidden_states",
+        },
         {},
     ),
     "K5-two-slices-async": (

@@ -140,8 +140,8 @@ def test_media_that_no_chunk_may_split(
 def test_a_video_can_be_decided_in_pieces_as_it_is_read(
     host: EngineHost, judge: Judge, tiny_checkpoint: Path, tmp_path: Path, caching: bool
 ) -> None:
-    """Each piece of 64 tokens is a problem of its own; the total is that of the whole video."""
-    dpp = DPP | {"relevance": "none", "decide_every": 64, "retention_ratio": 0.25}
+    """Each piece of 96 tokens is a problem of its own; the total is that of the whole video."""
+    dpp = DPP | {"relevance": "none", "decide_every": 96, "retention_ratio": 0.25}
     host.load(
         tiny_checkpoint,
         dpp | {"record_dir": str(tmp_path)},
@@ -151,7 +151,7 @@ def test_a_video_can_be_decided_in_pieces_as_it_is_read(
     traffic = host.run(arrivals(judge, "movie", extra_args={"dpp_record": 1}))
     (entry,) = host.call("record", str(tmp_path), "movie")
     (item,) = judge.prompts["movie"].videos
-    pieces = judge.pieces("movie", 0.25, PRUNE_LAYER, 64, 32 if caching else None)
+    pieces = judge.pieces("movie", 0.25, PRUNE_LAYER, 96, 32 if caching else None)
     assert entry["keep"] == pieces
     difference = judge.difference(traffic.answers["movie"], "movie", PRUNE_LAYER, [pieces])
     assert difference <= TOLERANCE

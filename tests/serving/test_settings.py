@@ -32,6 +32,7 @@ def test_missing_section_means_defaults():
         ({"record_dir": 3}, "record_dir"),
         ({"turn_end_token_id": "x"}, "turn_end_token_id"),
         ({"shard_selection": 1}, "shard_selection must be true or false, got 1"),
+        ({"similarity": "cosine"}, "similarity must be one of"),
         ({"prune_images": "yes"}, "prune_images must be true or false, got 'yes'"),
         ({"max_deferred_tokens": 0}, "max_deferred_tokens must be an integer >= 1 or null, got 0"),
         ({"max_deferred_tokens": True}, "max_deferred_tokens must be an integer"),

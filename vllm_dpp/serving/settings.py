@@ -6,7 +6,7 @@ from collections import UserDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from vllm_dpp.pruning.checks import require_choice, require_ratio
 from vllm_dpp.pruning.config import PruningConfig
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 PIECES_NEED = {"rule": "dpp", "relevance": "none", "budget": "length", "segment_by": "slices"}
 SET_BY_SHARE = ("entry_ratio", "retention_ratio")
 MODALITIES = ("video", "image")
+Similarity = Literal["embeddings", "hidden_states"]
 SECTION = "dpp"
 """Key of our settings in vLLM's ``--additional-config``."""
 
@@ -44,6 +45,8 @@ class ServingSettings(PruningConfig):
         min_retention_ratio: The smallest ``dpp_retention_ratio`` a request may ask for.
         record_dir: Folder for the records that requests with ``dpp_record`` ask for; ``None``
             refuses such requests.
+        similarity: By what tokens are compared at layer K. "embeddings": what entered the decoder,
+            as the vision encoder made it. "hidden_states": the residual stream there.
         prune_images: Whether images lose tokens at layer K as well, each like a video of one slice;
             before the decoder all of an image enters.
         turn_end_token_id: Token that ends a chat turn; ``None`` takes the model family's.
@@ -69,6 +72,7 @@ class ServingSettings(PruningConfig):
     entry_rule: str = "change"
     min_retention_ratio: float = 0.01
     record_dir: str | None = None
+    similarity: Similarity = "embeddings"
     prune_images: bool = False
     turn_end_token_id: int | None = None
     video_token_id: int | None = None
@@ -101,6 +105,7 @@ class ServingSettings(PruningConfig):
             for field in fields(self):
                 if field.name in SET_BY_SHARE and getattr(self, field.name) != field.default:
                     raise ValueError(f"video_share sets {field.name}: give one of them")
+        require_choice("similarity", self.similarity, get_args(Similarity))
         require_choice("entry_rule", self.entry_rule, [r for r in RULES if r != "attention"])
         if self.decide_every is not None:
             self._check_pieces()
@@ -210,6 +215,11 @@ class ServingSettings(PruningConfig):
     def reads_question(self) -> bool:
         """Whether videos are decided at the end of their question, and not at their own."""
         return self.relevance != "none"
+
+    @property
+    def compares_embeddings(self) -> bool:
+        """Whether tokens are compared by something else than layer K sees of them."""
+        return self.similarity == "embeddings" and self.split_layer > 0
 
     @property
     def rules_to_choose(self) -> list[str]:

@@ -345,6 +345,6 @@ def make_scheduler(vllm_config: "VllmConfig", *args: Any, **kwargs: Any) -> Sche
 @functools.lru_cache
 def _name_of(settings: ServingSettings) -> bytes:
     """Names what kept tokens depend on beside the prompt and the request's own choice."""
-    choice = {f.name for f in fields(PruningConfig)} | {"prune_layer", "decide_every"}
+    choice = {f.name for f in fields(PruningConfig)} | {"prune_layer", "similarity", "decide_every"}
     values = {name: value for name, value in asdict(settings).items() if name in choice}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).digest()

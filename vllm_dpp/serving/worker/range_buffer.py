@@ -19,6 +19,7 @@ class RangeBuffer(nn.Module):
 
     Attributes:
         hidden: [R, D], the residual stream that enters layer K.
+        embeddings: [R, D], what entered the decoder; [R, 0] if tokens are not compared by it.
         keys: [R, Hkv, d], rotated keys of the relevance layer; none where no question is read.
         relevance: [R] float32, the attention that the question has paid so far.
         positions: [..., R] int64, RoPE positions.
@@ -26,6 +27,7 @@ class RangeBuffer(nn.Module):
     """
 
     hidden: torch.Tensor
+    embeddings: torch.Tensor
     keys: torch.Tensor
     relevance: torch.Tensor
     positions: torch.Tensor
@@ -38,16 +40,19 @@ class RangeBuffer(nn.Module):
         *,
         key_shape: Sequence[int],
         position_shape: Sequence[int],
+        compares_embeddings: bool,
     ) -> None:
         """Args:
         num_rows: R.
         like: [D] of the dtype and on the device of the residual stream.
         key_shape: (Hkv, d) of this rank, or (0,).
         position_shape: What comes before the rows in RoPE positions: (3,) or ().
+        compares_embeddings: Whether tokens are compared by what entered the decoder.
         """
         super().__init__()
         for name, buffer in (
             ("hidden", like.new_empty(num_rows, len(like))),
+            ("embeddings", like.new_empty(num_rows, len(like) * compares_embeddings)),
             ("keys", like.new_empty(num_rows, *key_shape)),
             ("relevance", like.new_empty(num_rows, dtype=torch.float32)),
             ("positions", like.new_empty(*position_shape, num_rows, dtype=torch.int64)),
@@ -92,6 +97,10 @@ class RangeBuffer(nn.Module):
         rows = self.rows_of(key)[first : first + len(hidden)]
         self.hidden[rows] = hidden
         self.positions[..., rows] = positions
+
+    def store_embeddings(self, key: RangeKey, first: int, embeddings: torch.Tensor) -> None:
+        """Write [n, D], what entered the decoder of a range from offset ``first`` on."""
+        self.embeddings[self.rows_of(key)[first : first + len(embeddings)]] = embeddings
 
     def store_own(self, key: RangeKey, first: int, is_own: torch.Tensor) -> None:
         """Write [n] bool, which rows of a range from offset ``first`` on are a video's own."""

@@ -62,7 +62,8 @@ class VideoSelector:
         """
         settings, dim = self.context.settings, like.shape[-1]
         kept = num_kept(num_tokens, settings.retention_ratio)
-        gathered = (num_tokens + 3 * kept) * dim * like.element_size()  # features, what goes up
+        rows = num_tokens * (1 + settings.compares_embeddings) + 3 * kept  # features, what goes up
+        gathered = rows * dim * like.element_size()
         return gathered + max(
             workspace_bytes(
                 num_tokens,
@@ -128,8 +129,8 @@ class VideoSelector:
         """What the decided ranges keep.
 
         Args:
-            features: Reads the [length, D] residual stream of a video of a range, by the range's
-                number, as it enters layer K.
+            features: Reads what the tokens of a video of a range are compared by, [length, D], by
+                the range's number.
             parts: The decided ranges.
             relevance: For each of them the raw relevance of its videos.
 

@@ -201,6 +201,7 @@ class SplitDecoder(nn.Module):
             like,
             key_shape=key_shape,
             position_shape=(3,) if vllm_config.model_config.uses_mrope else (),
+            compares_embeddings=self.context.settings.compares_embeddings,
         )
 
     def _make_compact(self, attention: Attention, *, v2: bool) -> None:
@@ -267,6 +268,7 @@ class SplitDecoder(nn.Module):
             if part.first == 0:
                 buffer.take(part.key, part.turn.length)
             self.context.store_own(part)
+        embeddings = self._keep_embeddings(layout, hidden)
 
         states = self._run_lower(self.below_relevance, (hidden, None), positions, deepstack)
         if self.below_relevance is not None:
@@ -283,7 +285,7 @@ class SplitDecoder(nn.Module):
             buffer.store(part.key, part.first, merged(states, rows), positions[..., rows])
 
         with self.context.metrics.timed("choice"):
-            upper = self._select(layout, positions, states, relevance)
+            upper = self._select(layout, positions, states, embeddings, relevance)
         for part in stored:
             if part.is_decided:
                 buffer.release(part.key)
@@ -292,23 +294,48 @@ class SplitDecoder(nn.Module):
             scatter(layout, self._run_passes(layout, upper), output)
         return output
 
+    def _keep_embeddings(
+        self, layout: StepLayout, hidden: torch.Tensor
+    ) -> list[torch.Tensor | None]:
+        """Before the layers write over it: what enters of ranges, if tokens are compared by it.
+
+        Args:
+            layout: The step's.
+            hidden: [num_rows, D], the input of layer 0.
+
+        Returns:
+            For each range that is decided [length, D] if all of it is in the step.
+        """
+        if not self.context.settings.compares_embeddings:
+            return [None] * len(layout.decided)
+        for part in layout.ranges:
+            if not part.is_whole:
+                rows = hidden[part.row : part.row + part.num_rows]
+                self.context.buffer.store_embeddings(part.key, part.first, rows)
+        return [
+            hidden[part.row : part.row + part.num_rows].clone() if part.is_whole else None
+            for part in layout.decided
+        ]
+
     def _select(
         self,
         layout: StepLayout,
         positions: torch.Tensor,
         states: States,
+        embeddings: Sequence[torch.Tensor | None],
         relevance: Sequence[Sequence[torch.Tensor]] | None,
     ) -> UpperRows:
         """What goes up, once every decided range has lost what it does not keep."""
         readers = [
-            RangeReader(part, positions, states, self.context.buffer) for part in layout.decided
+            RangeReader(part, positions, states, self.context.buffer, entered)
+            for part, entered in zip(layout.decided, embeddings, strict=True)
         ]
         own = [
             {v: self.context.own_tokens(part, v, positions.device) for v in part.turn.videos}
             for part in layout.decided
         ]
         kept = self.selector.kept(
-            lambda i, video: readers[i].rows(own[i][video]), layout.decided, relevance
+            lambda i, video: readers[i].compared(own[i][video]), layout.decided, relevance
         )
         return gather(layout, positions, states, readers, own, kept)
 

@@ -22,10 +22,17 @@ class RangeReader:
         positions: [..., num_rows] RoPE positions of the batch.
         states: [num_rows, D] of the batch, the input of layer K.
         buffer: This worker's.
+        embeddings: [length, D], what entered the decoder of a range that is all in the batch, if
+            tokens are compared by that.
     """
 
     def __init__(
-        self, part: RangeRows, positions: torch.Tensor, states: States, buffer: RangeBuffer
+        self,
+        part: RangeRows,
+        positions: torch.Tensor,
+        states: States,
+        buffer: RangeBuffer,
+        embeddings: torch.Tensor | None,
     ) -> None:
         self._stored = None if part.is_whole else buffer.rows_of(part.key)
         if self._stored is None:
@@ -33,10 +40,12 @@ class RangeReader:
             self._hidden, self._positions = merged(states, rows), positions[..., rows]
         else:
             self._hidden, self._positions = buffer.hidden, buffer.positions
+            embeddings = buffer.embeddings if buffer.embeddings.shape[1] else None
+        self._compared = self._hidden if embeddings is None else embeddings
 
-    def rows(self, offsets: OwnTokens) -> torch.Tensor:
-        """[n, D]: the residual stream at these offsets."""
-        return self._hidden[offsets if self._stored is None else self._stored[offsets]]
+    def compared(self, offsets: OwnTokens) -> torch.Tensor:
+        """[n, D]: by what the tokens at these offsets are compared."""
+        return self._compared[offsets if self._stored is None else self._stored[offsets]]
 
     def gather(self, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[n, D] residual stream and [..., n] positions at [n] int64 offsets."""
