@@ -1,6 +1,6 @@
 """Does real footage look to the rules as the task's own videos do?
 
-    python -m vllm_dpp.bench.footage VIDEO... [--output FILE]
+    vllm-dpp bench footage VIDEO... [--output FILE]
 
 The constants of the rule ``change`` were chosen on rendered videos. Here are the two distributions
 that they are about, of real videos beside rendered ones: how much tokens change (its floor and
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ValueError: A video cannot be read, or has fewer than two slices.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
-    parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
+    parser = argparse.ArgumentParser(prog="vllm-dpp bench footage", description=__doc__)
     parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO", help="an mp4")
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON of the figures")
     options = parser.parse_args(arguments)
@@ -127,7 +127,8 @@ def _read(path: Path) -> np.ndarray:
     """[T, H, W, 3] uint8 RGB at 2 frames a second, an even number, `SIDE` pixels high."""
     capture = cv2.VideoCapture(str(path))
     every = max(1.0, capture.get(cv2.CAP_PROP_FPS) / FPS)
-    frames, number = [], 0
+    frames: list[np.ndarray] = []
+    number = 0
     while (read := capture.read())[0]:
         if number >= round(len(frames) * every):
             height, width, _ = read[1].shape
