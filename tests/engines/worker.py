@@ -213,6 +213,11 @@ class EngineWorker:
         """Let every image and video be encoded anew."""
         self.llm.llm_engine.engine_core.reset_encoder_cache()
 
+    def reload(self, checkpoint: str) -> None:
+        """Take the weights of another checkpoint, as after a step of training."""
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_path": checkpoint})
+        assert self.llm.reset_prefix_cache(), "blocks are still held"
+
     def force_kept(self, kept: list[list[int]] | None) -> None:
         """Let the next videos keep these indices, in order, whatever the selection says."""
         import torch

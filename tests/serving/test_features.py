@@ -13,6 +13,7 @@ from tests.engines.traffic import Arrival, Traffic
 from tests.reference.chats import text, user, video
 from tests.serving.conftest import CUDA
 from vllm_dpp.serving.settings import ServingSettings
+from vllm_dpp.toy.checkpoint import CheckpointSpec, make_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
@@ -76,6 +77,19 @@ def test_what_the_encoder_made_may_be_sent(
     judge.enter(f"movie {entering}", "movie", entering, SETTINGS.entry_config)
     traffic = engine.run([Arrival("sent", sent)])
     check(traffic, judge, {"sent": f"movie {entering}"})
+
+
+def test_weights_may_be_replaced(
+    engine: EngineHost, judge: Judge, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """In a running engine; nothing of the old ones is left, in a cache or elsewhere."""
+    other = make_checkpoint(tmp_path / "other", CheckpointSpec(seed=1))
+    learned = Judge(other)
+    learned.add("movie", CHATS["movie"])
+    arrival = Arrival("asked", judge.engine_prompts["movie"])
+    for checkpoint, expected in ((other, learned), (tiny_checkpoint, judge)):
+        engine.call("reload", str(checkpoint))
+        check(engine.run([arrival]), expected, {"asked": "movie"})
 
 
 def test_the_urgent_come_first(engine: EngineHost, judge: Judge) -> None:
