@@ -52,6 +52,26 @@ def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield started
 
 
+def test_two_engines_share_the_requests(
+    checkpoint: Path, judge: Judge, clip: Path, tmp_path: Path
+) -> None:
+    arguments = ["--max-model-len", "2048", "--dtype", "float32", "--enforce-eager"]
+    arguments += ["--data-parallel-size", "2"]
+    xargs, entering, kept = STAGES["both"]
+    with serve(checkpoint, tmp_path / "log.txt", arguments) as server:
+        check_chat(server, judge, clip, xargs, entering, kept)
+        before = server.counts()
+        messages = openai_messages([(as_data_url(clip), QUESTION, None)])
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(
+                pool.map(lambda _: ask(server, messages, max_tokens=64, vllm_xargs=xargs), range(8))
+            )
+        assert len({*answers}) == 1
+        server.counted(before, 8 * TOKENS)
+        for engine in ("0", "1"):
+            assert server.metric("vllm_dpp_video_tokens_total", f'engine="{engine}"') > 0
+
+
 STAGES: dict[str, tuple[dict[str, float], float, float]] = {
     "default": ({}, *two_stage_ratios(DEFAULT_SHARE, 3, TINY_QWEN3.num_layers)),
     "both": ({"dpp_video_share": 0.2}, *two_stage_ratios(0.2, 3, TINY_QWEN3.num_layers)),
