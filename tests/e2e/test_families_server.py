@@ -15,7 +15,7 @@ from vllm_dpp.toy.video import render_frames, write_mp4
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
 
-@pytest.fixture(scope="module", params=["internvl", "glm4v", "glm4v_moe"])
+@pytest.fixture(scope="module", params=["internvl", "glm4v", "glm4v_moe", "llava_onevision"])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = CheckpointSpec(architecture=request.param)
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / request.param, spec)

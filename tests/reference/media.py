@@ -17,6 +17,7 @@ class MediaItem:
         grid_thw: time slices, patch rows and patch columns, before the spatial merge.
         second_per_grid_t: seconds between two time slices; unused for images.
         entered: which of the merged patches have a token, ascending; None for all of them.
+        image_size: height and width of an image, where its features depend on them.
         text: places of the whole placeholder, counted from its start, that hold text.
     """
 
@@ -28,6 +29,7 @@ class MediaItem:
     second_per_grid_t: float = 1.0
     entered: tuple[int, ...] | None = None
     text: frozenset[int] = frozenset()
+    image_size: tuple[int, int] | None = None
 
     @property
     def left(self) -> list[int]:

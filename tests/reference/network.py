@@ -41,6 +41,8 @@ class Network:
         hidden = self.model.get_input_embeddings()(token_ids)
         for item, embedding in zip(prompt.media, media, strict=True):
             hidden[item.rows] = _entered(item, embedding)[:, : hidden.shape[1]]
+            if self._is_llava and item.modality == "video":
+                hidden[item.end] = self.model.model.image_newline
         return hidden
 
     def deepstack(
@@ -65,7 +67,7 @@ class Network:
         [1, tokens] where a model counts tokens.
         """
         vision = self.model.config.vision_config
-        if self.model.config.model_type == "internvl":
+        if self.model.config.model_type == "internvl" or self._is_llava:
             return torch.arange(len(prompt.token_ids) + num_generated)[None]
         if self.model.config.model_type.startswith(("qwen3_vl", "glm4v")):
             return mrope_positions_by_slice(
@@ -109,6 +111,10 @@ class Network:
         return self.model.lm_head(rms_norm(self._decoder.norm, hidden))
 
     @property
+    def _is_llava(self) -> bool:
+        return self.model.config.model_type == "llava_onevision"
+
+    @property
     def _decoder(self) -> torch.nn.Module:
         return self.model.model.language_model
 
@@ -122,6 +128,12 @@ class Network:
         model = self.model
         if model.config.model_type == "internvl":
             return model.get_image_features(item.pixel_values).pooler_output.flatten(0, 1)
+        if self._is_llava:
+            pixels = item.pixel_values[None].to(model.dtype)
+            if item.modality == "video":
+                return model.get_video_features(pixels).pooler_output[0, :-1]
+            sizes = torch.tensor([item.image_size])
+            return model.get_image_features(pixels, image_sizes=sizes).pooler_output[0]
         encode = model.get_video_features if item.modality == "video" else model.get_image_features
         pixel_values = item.pixel_values.to(model.dtype)
         output = encode(pixel_values, torch.tensor([item.grid_thw]))

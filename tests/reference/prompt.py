@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import InternVLProcessor, ProcessorMixin
+from transformers import InternVLProcessor, LlavaOnevisionProcessor, ProcessorMixin
 from transformers.video_utils import VideoMetadata
 
 from vllm_dpp.toy.video import vllm_video
 
-from .frames import expanded
+from . import frames, llava
 from .media import MediaItem
 
 Messages = Sequence[Mapping[str, Any]]
@@ -103,7 +103,8 @@ def prompt_from_messages(
     turn_end = processor.tokenizer.convert_tokens_to_ids(
         "<|assistant|>" if _is_glm(processor) else "<|im_end|>"
     )
-    if isinstance(processor, InternVLProcessor):
+    own = {InternVLProcessor: frames.expanded, LlavaOnevisionProcessor: llava.expanded}
+    if expanded := own.get(type(processor)):
         text = chat_text(processor, messages)
         return Prompt(*expanded(processor, text, _in_order(messages), engine_dtype), turn_end)
     media = multi_modal_data(messages)

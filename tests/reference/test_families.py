@@ -13,7 +13,15 @@ from tests.reference.test_reference import everything, model_inputs, transformer
 from vllm_dpp.toy.checkpoint import CheckpointSpec, make_checkpoint
 from vllm_dpp.toy.qwen3_vl import DEEPSTACK_LEVELS
 
-FAMILIES = ["qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe", "internvl"]
+FAMILIES = [
+    "qwen2_vl",
+    "qwen3_vl",
+    "qwen3_vl_moe",
+    "glm4v",
+    "glm4v_moe",
+    "internvl",
+    "llava_onevision",
+]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -28,7 +36,7 @@ def test_without_pruning_the_logits_are_those_of_transformers(
     reference: Reference, name: str
 ) -> None:
     prompt = reference.from_messages(CHATS[name])
-    has_text = not reference.network.model.config.model_type.startswith("qwen2")
+    has_text = not reference.network.model.config.model_type.startswith(("qwen2", "llava"))
     with torch.inference_mode():
         expected = OF_FAMILY[reference.network.model.config.model_type](reference, prompt)
         actual = reference.logits(prompt, [], DEEPSTACK_LEVELS, everything(prompt))
@@ -70,6 +78,23 @@ def of_pictures(reference: Reference, prompt: Prompt) -> Tensor:
     return reference.network.model(**inputs).logits[0]
 
 
+def of_frames(reference: Reference, prompt: Prompt) -> Tensor:
+    """transformers stacks videos, which therefore must be as long as each other."""
+    images = [item for item in prompt.media if item.modality == "image"]
+    inputs = {"input_ids": torch.tensor([prompt.token_ids])}
+    if len({len(video.pixel_values) for video in prompt.videos}) > 1:
+        network = reference.network
+        hidden = network.embeddings(prompt, (), network.media_embeddings(prompt))
+        inputs = {"inputs_embeds": hidden[None]}
+    elif prompt.videos:
+        inputs["pixel_values_videos"] = torch.stack([v.pixel_values for v in prompt.videos])
+    if images and "input_ids" in inputs:
+        (image,) = images
+        inputs["pixel_values"] = image.pixel_values[None]
+        inputs["image_sizes"] = torch.tensor([image.image_size])
+    return reference.network.model(**inputs).logits[0]
+
+
 OF_FAMILY = {
     "qwen2_vl": with_our_positions,
     "qwen3_vl": with_its_own_positions,
@@ -77,6 +102,7 @@ OF_FAMILY = {
     "glm4v": of_one_kind,
     "glm4v_moe": of_one_kind,
     "internvl": of_pictures,
+    "llava_onevision": of_frames,
 }
 
 

@@ -101,13 +101,13 @@ def media_spans(
     """
 
     def span(modality: str, place: "PlaceholderRange") -> MediaSpan:
-        num_own, own = place.get_num_embeds(), settings.video_token_id
+        length, own = place.length, settings.video_token_id
+        if modality == "video":
+            length -= settings.video_end_length or 0
+        num_own = length if place.is_embed is None else place.get_num_embeds()
         if modality == "video" and place.is_embed is None and own is not None:
-            tokens = prompt_token_ids[place.offset : place.offset + place.length]
-            num_own = list(tokens).count(own)
-        return MediaSpan(
-            place.offset, place.length, modality in settings.prunes, place.length - num_own
-        )
+            num_own = list(prompt_token_ids[place.offset : place.offset + length]).count(own)
+        return MediaSpan(place.offset, length, modality in settings.prunes, length - num_own)
 
     spans = [span(*placeholder) for placeholder in placeholders]
     return sorted(spans, key=lambda span: span.start)

@@ -52,6 +52,8 @@ class ServingSettings(PruningConfig):
         turn_end_token_id: Token that ends a chat turn; ``None`` takes the model family's.
         video_token_id: Token that stands in the prompt for a token of a video; ``None`` takes the
             model's.
+        video_end_length: How many of these, at the end of a video, are no patch's, such as a newline,
+            and stay; ``None`` takes the model family's.
         shard_selection: Whether tensor-parallel ranks share out the segments of a video among
             themselves; otherwise each selects in all of them.
         max_deferred_tokens: Rows of the buffer in which the layer-K inputs of a video that is read
@@ -76,6 +78,7 @@ class ServingSettings(PruningConfig):
     prune_images: bool = False
     turn_end_token_id: int | None = None
     video_token_id: int | None = None
+    video_end_length: int | None = None
     shard_selection: bool = False
     max_deferred_tokens: int | None = None
     decide_every: int | None = None
@@ -83,7 +86,7 @@ class ServingSettings(PruningConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("prune_layer", "turn_end_token_id", "video_token_id"):
+        for name in ("prune_layer", "turn_end_token_id", "video_token_id", "video_end_length"):
             value = getattr(self, name)
             if value is not None and (not _is_int(value) or value < 0):
                 raise ValueError(f"{name} must be an integer >= 0 or null, got {value!r}")

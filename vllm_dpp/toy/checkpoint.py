@@ -15,6 +15,7 @@ from vllm_dpp.toy import (
     glm4v,
     glm4v_moe,
     internvl,
+    llava_onevision,
     qwen2_5_vl,
     qwen2_vl,
     qwen3_vl,
@@ -23,7 +24,14 @@ from vllm_dpp.toy import (
 from vllm_dpp.toy import tokenizer as tok
 
 Architecture = Literal[
-    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "internvl", "glm4v", "glm4v_moe"
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "qwen3_vl_moe",
+    "internvl",
+    "glm4v",
+    "glm4v_moe",
+    "llava_onevision",
 ]
 _ARCHITECTURES: dict[str, Any] = {
     "qwen2_vl": qwen2_vl,
@@ -33,6 +41,7 @@ _ARCHITECTURES: dict[str, Any] = {
     "internvl": internvl,
     "glm4v": glm4v,
     "glm4v_moe": glm4v_moe,
+    "llava_onevision": llava_onevision,
 }
 """One module each, with `MODEL`, `make_config` and `make_processor`; with `make_tokenizer` where it
 is not Qwen's; and with `released` where files do not hold the weights as transformers does."""

@@ -81,7 +81,14 @@ def resolve(vllm_config: "VllmConfig") -> ServingSettings:
         )
     elif pad is None:
         pad = model_config.hf_config.video_token_id
-    resolved = replace(settings, prune_layer=layer, turn_end_token_id=token, video_token_id=pad)
+    end = settings.video_end_length
+    resolved = replace(
+        settings,
+        prune_layer=layer,
+        turn_end_token_id=token,
+        video_token_id=pad,
+        video_end_length=family.video_end_length if end is None else end,
+    )
     resolved = resolved.with_ratios(num_layers)
     family.check(resolved)
     return resolved

@@ -17,6 +17,7 @@ class Family:
         has_text_in_videos: Whether text stands between the slices of a video.
         video_token: What stands in a prompt for a token of a video; ``None`` where ``config.json``
             has its id as ``video_token_id``.
+        video_end_length: How many of them, at its end, are no patch's, such as a newline.
     """
 
     base: str
@@ -25,6 +26,7 @@ class Family:
     turn_end_token: str
     has_text_in_videos: bool = False
     video_token: str | None = None
+    video_end_length: int = 0
 
     def check(self, settings: ServingSettings) -> None:
         """Raise ``ValueError`` where a setting asks for what the family cannot do yet."""
@@ -89,6 +91,17 @@ FAMILIES = (
         turn_end_token="<|assistant|>",
         has_text_in_videos=True,
         video_token="<|image|>",
+    ),
+    Family(
+        base="LlavaOnevisionForConditionalGeneration",
+        variant="DPPLlavaOnevisionForConditionalGeneration",
+        implementation=(
+            "vllm_dpp.serving.worker.models.llava_onevision:"
+            "DPPLlavaOnevisionForConditionalGeneration"
+        ),
+        turn_end_token="<|im_end|>",
+        video_token="<video>",
+        video_end_length=1,
     ),
 )
 

@@ -1,5 +1,6 @@
 """What the settings mean, in words and bytes, for the server's log."""
 
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from vllm_dpp.pruning.budget import num_kept
@@ -38,4 +39,7 @@ def _tokens_per_minute(config: Any) -> int:
     if (per_frame := getattr(config, "image_seq_length", None)) is not None:  # of whatever size
         return SLICES_PER_MINUTE * FRAMES_PER_SLICE * per_frame
     vision = config.vision_config
+    if not hasattr(vision, "spatial_merge_size"):  # of whatever size, pooled two by two
+        side = ceil(vision.image_size // vision.patch_size / 2)
+        return SLICES_PER_MINUTE * FRAMES_PER_SLICE * side**2
     return SLICES_PER_MINUTE * (SIDE // (vision.patch_size * vision.spatial_merge_size)) ** 2

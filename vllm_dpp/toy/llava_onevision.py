@@ -1,0 +1,88 @@
+"""A small LLaVA-OneVision: what `checkpoint` asks of an architecture."""
+
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+from transformers import (
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionImageProcessor,
+    LlavaOnevisionProcessor,
+    LlavaOnevisionVideoProcessor,
+    Qwen2Tokenizer,
+)
+
+from vllm_dpp.toy import tokenizer as tok
+from vllm_dpp.toy.fields import text_fields
+
+if TYPE_CHECKING:
+    from vllm_dpp.toy.checkpoint import CheckpointSpec
+
+MODEL = LlavaOnevisionForConditionalGeneration
+PATCH = 14
+PATCHES = 7
+"""Of a side; as in released models they are odd, so that pooling has to round."""
+SIDE = PATCHES * PATCH
+TOKENS_PER_FRAME = ceil(PATCHES / 2) ** 2
+PINPOINTS = [[SIDE, SIDE], [SIDE, 2 * SIDE], [2 * SIDE, SIDE]]
+IMAGE, VIDEO = "<image>", "<video>"
+
+SPECIAL_TOKENS = {"image_token": IMAGE, "video_token": VIDEO}
+
+
+def make_tokenizer() -> Qwen2Tokenizer:
+    """Qwen's, with tokens of images and videos that have names."""
+    return tok.make_tokenizer(chat_template=_chat_template(), named=SPECIAL_TOKENS)
+
+
+def make_processor(tokenizer: Qwen2Tokenizer) -> LlavaOnevisionProcessor:
+    """The processor of text, images and videos; an image is cut into two tiles at most."""
+    size = {"height": SIDE, "width": SIDE}
+    return LlavaOnevisionProcessor(
+        LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=PINPOINTS),
+        tokenizer,
+        LlavaOnevisionVideoProcessor(size=size),
+        num_image_tokens=PATCHES**2,
+        vision_feature_select_strategy="full",
+        chat_template=_chat_template(),
+    )
+
+
+def make_config(spec: "CheckpointSpec", tokenizer: Qwen2Tokenizer) -> LlavaOnevisionConfig:
+    """The configuration of a LLaVA-OneVision of this shape, whose decoder is a Qwen2."""
+    text: dict[str, Any] = text_fields(spec, tokenizer) | {
+        "model_type": "qwen2",
+        "architectures": ["Qwen2ForCausalLM"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": spec.rope_theta},
+        "tie_word_embeddings": False,
+    }
+    vision = {
+        "model_type": "siglip_vision_model",
+        "num_hidden_layers": spec.vision_depth,
+        "hidden_size": spec.vision_hidden_size,
+        "intermediate_size": 3 * spec.vision_hidden_size,
+        "num_attention_heads": spec.vision_heads,
+        "image_size": SIDE,
+        "patch_size": PATCH,
+        "vision_use_head": False,
+    }
+    return LlavaOnevisionConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        video_token_index=tokenizer.convert_tokens_to_ids(VIDEO),
+        image_grid_pinpoints=PINPOINTS,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        tie_word_embeddings=False,
+    )
+
+
+def _chat_template() -> str:
+    """Qwen's, but an image or video has no marks, and stands on a line of its own."""
+    template = tok.CHAT_TEMPLATE
+    for qwens, own in ((tok.IMAGE_PAD, IMAGE), (tok.VIDEO_PAD, VIDEO)):
+        marked = f"{tok.VISION_START}{qwens}{tok.VISION_END}"
+        assert marked in template
+        template = template.replace(marked, f"{{{{ '{own}\\n' }}}}")
+    return template
