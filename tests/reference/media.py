@@ -1,6 +1,7 @@
 """An image or a video of a prompt."""
 
 from dataclasses import dataclass
+from math import prod
 
 from torch import Tensor
 
@@ -51,4 +52,4 @@ class MediaItem:
     @property
     def _num_whole(self) -> int:
         """Places of the whole placeholder, and more."""
-        return max([*self.text, -1]) + 1 + len(self.pixel_values)
+        return max([*self.text, -1]) + 1 + prod(self.grid_thw)

@@ -52,7 +52,7 @@ class ServingSettings(PruningConfig):
         turn_end_token_id: Token that ends a chat turn; ``None`` takes the model family's.
         video_token_id: Token that stands in the prompt for a token of a video; ``None`` takes the
             model's.
-        video_end_length: How many of these, at the end of a video, are no patch's, such as a newline,
+        video_end_length: How many of these, at the end of a video, are no patch's, like a newline,
             and stay; ``None`` takes the model family's.
         shard_selection: Whether tensor-parallel ranks share out the segments of a video among
             themselves; otherwise each selects in all of them.

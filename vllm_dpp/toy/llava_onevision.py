@@ -3,6 +3,7 @@
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
 from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
@@ -76,6 +77,12 @@ def make_config(spec: "CheckpointSpec", tokenizer: Qwen2Tokenizer) -> LlavaOnevi
         vision_feature_select_strategy="full",
         tie_word_embeddings=False,
     )
+
+
+def released(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as in released files: SigLIP's have one more level in their names."""
+    tower = "model.vision_tower."
+    return {name.replace(tower, f"{tower}vision_model."): value for name, value in weights.items()}
 
 
 def _chat_template() -> str:
