@@ -48,6 +48,15 @@ def test_frames_of_as_many_tokens_whatever_their_size() -> None:
     assert said.startswith("of a minute of video (30720 tokens and text between slices: ")
 
 
+def test_frames_that_are_pooled() -> None:
+    llava = config()
+    llava.model_config.architecture = "DPPLlavaOnevisionForConditionalGeneration"
+    vision = SimpleNamespace(image_size=384, patch_size=14)
+    llava.model_config.hf_config = SimpleNamespace(vision_config=vision)
+    said = meaning(ServingSettings(prune_layer=14), llava)
+    assert said.startswith("of a minute of video (23520 tokens: ")
+
+
 def test_smaller_kv() -> None:
     said = meaning(ServingSettings(prune_layer=14), config("fp8"))
     assert said.endswith("262 MiB of KV instead of 420, 62 %")
