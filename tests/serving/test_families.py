@@ -141,6 +141,10 @@ def checkpoint(family: Architecture, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="module")
 def chats(family: Architecture) -> Chats:
     """Of the cases without and with a stage before the decoder, and of the stock model."""
+    if family == "llava_onevision":  # vLLM makes room for 16 frames, however small a step is
+        # Stock vLLM's engine ends at two videos of different lengths in a step.
+        survived = [name for name in CHATS if name not in ("two videos", "two turns")]
+        return Chats([*CHATS, *LARGE], list(LARGE), survived)
     if family not in ONE_VIDEO:
         return Chats([*CHATS, *MORE], list(LARGE), list(CHATS))
     known = CHATS | MORE

@@ -19,7 +19,7 @@ from vllm.model_executor.models.llava_onevision import (
     LlavaOnevisionProcessingInfo,
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
-from vllm.multimodal.inputs import MultiModalFeatureSpec
+from vllm.multimodal.inputs import MultiModalFeatureSpec, MultiModalFieldConfig
 
 from vllm_dpp.serving.front.admission import AdmissionProcessorMixin
 from vllm_dpp.serving.front.entry import NUM_ENTERED, EntryProcessorMixin
@@ -29,6 +29,8 @@ from vllm_dpp.serving.worker.models.pruned_model import PrunedModelMixin
 
 POOLED = 2
 """Patches of a frame, on each axis, that make a token."""
+NUM_FRAMES = "video_num_frames"
+"""Key of what the processor adds to each video: int64. A runner may have dropped the pixels."""
 
 
 class DPPLlavaOnevisionProcessor(
@@ -36,8 +38,21 @@ class DPPLlavaOnevisionProcessor(
 ):
     """A front end that builds it also checks what requests ask for; videos may be shortened."""
 
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
+        outputs = super()._apply_hf_processor_main(mm_items, hf_kwargs)
+        if videos := outputs.get("pixel_values_videos"):
+            outputs[NUM_FRAMES] = torch.tensor([len(frames) for frames in videos])
+        return outputs
+
+    def _get_mm_fields_config(
+        self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]
+    ) -> Mapping[str, MultiModalFieldConfig]:
+        fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)
+        return {**fields, NUM_FRAMES: MultiModalFieldConfig.batched("video", keep_on_cpu=True)}
+
     def video_grids(self, outputs: Any) -> list[Grid]:
-        return _grids(outputs, self.info.get_hf_config())
+        videos = outputs.get("pixel_values_videos", ())
+        return _grids([len(frames) for frames in videos], self.info.get_hf_config())
 
     def _placeholders(self, whole: Any, number: int) -> Any:
         return whole[: number + 1]  # and the newline
@@ -82,20 +97,18 @@ class DPPLlavaOnevisionForConditionalGeneration(
             yield {"origins": np.zeros((slices, 3), np.int64), "text": newline}
 
     def video_grids(self, kwargs: Mapping[str, Any]) -> list[Grid]:
-        return _grids(kwargs, self.config)
+        return _grids(kwargs[NUM_FRAMES].flatten().tolist(), self.config)
 
     def grid_of(self, feature: MultiModalFeatureSpec) -> Grid:
         assert feature.data is not None
         if feature.modality == "image":  # tiles of all kinds, and newlines
             return 1, 1, feature.mm_position.length
-        (grid,) = _grids(
-            {"pixel_values_videos": [feature.data["pixel_values_videos"].data]}, self.config
-        )
+        (grid,) = _grids([int(feature.data[NUM_FRAMES].data)], self.config)
         return grid
 
 
-def _grids(inputs: Mapping[str, Any], config: Any) -> list[Grid]:
-    """Of videos [F, 3, H, W] each."""
+def _grids(num_frames: Sequence[int], config: Any) -> list[Grid]:
+    """Of videos of so many frames each."""
     vision = config.vision_config
     side = ceil(vision.image_size // vision.patch_size / POOLED)
-    return [(len(frames), side, side) for frames in inputs.get("pixel_values_videos", ())]
+    return [(number, side, side) for number in num_frames]
