@@ -216,6 +216,7 @@ class EngineWorker:
     def reload(self, checkpoint: str) -> None:
         """Take the weights of another checkpoint, as after a step of training."""
         self.llm.collective_rpc("reload_weights", kwargs={"weights_path": checkpoint})
+        self.llm.llm_engine.engine_core.reset_encoder_cache()
         assert self.llm.reset_prefix_cache(), "blocks are still held"
 
     def force_kept(self, kept: list[list[int]] | None) -> None:

@@ -79,19 +79,6 @@ def test_what_the_encoder_made_may_be_sent(
     check(traffic, judge, {"sent": f"movie {entering}"})
 
 
-def test_weights_may_be_replaced(
-    engine: EngineHost, judge: Judge, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
-    """In a running engine; nothing of the old ones is left, in a cache or elsewhere."""
-    other = make_checkpoint(tmp_path / "other", CheckpointSpec(seed=1))
-    learned = Judge(other)
-    learned.add("movie", CHATS["movie"])
-    arrival = Arrival("asked", judge.engine_prompts["movie"])
-    for checkpoint, expected in ((other, learned), (tiny_checkpoint, judge)):
-        engine.call("reload", str(checkpoint))
-        check(engine.run([arrival]), expected, {"asked": "movie"})
-
-
 def test_the_urgent_come_first(engine: EngineHost, judge: Judge) -> None:
     """They take the blocks of others, who start again and answer as if nothing had been."""
     chats = {f"{chat} {i}": chat for i in range(4) for chat in CHATS}
@@ -107,3 +94,16 @@ def test_the_urgent_come_first(engine: EngineHost, judge: Judge) -> None:
     assert later and all(
         traffic.first_steps["urgent"] < traffic.first_steps[name] for name in later
     )
+
+
+def test_weights_may_be_replaced(
+    engine: EngineHost, judge: Judge, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """In a running engine; nothing of the old ones is left, in a cache or elsewhere."""
+    other = make_checkpoint(tmp_path / "other", CheckpointSpec(seed=1))
+    learned = Judge(other)
+    learned.add("movie", CHATS["movie"])
+    arrival = Arrival("asked", judge.engine_prompts["movie"])
+    for checkpoint, expected in ((other, learned), (tiny_checkpoint, judge)):
+        engine.call("reload", str(checkpoint))
+        check(engine.run([arrival]), expected, {"asked": "movie"})
