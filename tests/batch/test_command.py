@@ -126,7 +126,7 @@ def running(batch: Batch, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 def run(batch: Batch, *arguments: str) -> str:
     """What the command prints to the end."""
     with running(batch, *arguments) as process:
-        output, _ = process.communicate(timeout=400)
+        output, _ = process.communicate(timeout=900)
         assert process.returncode == 0, (batch.folder / "log.txt").read_text()[-4000:]
         return output
 
