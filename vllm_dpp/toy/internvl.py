@@ -34,7 +34,9 @@ SPECIAL_TOKENS = {
 
 def make_tokenizer() -> Qwen2Tokenizer:
     """Qwen's, with special tokens of images and videos that have names."""
-    return tok.make_tokenizer(chat_template=_chat_template(), named=SPECIAL_TOKENS)
+    return tok.make_tokenizer(
+        chat_template=tok.template_of_lines(IMAGE, VIDEO), named=SPECIAL_TOKENS
+    )
 
 
 def make_processor(tokenizer: Qwen2Tokenizer) -> InternVLProcessor:
@@ -45,7 +47,7 @@ def make_processor(tokenizer: Qwen2Tokenizer) -> InternVLProcessor:
         tokenizer,
         InternVLVideoProcessor(size=size),
         image_seq_length=TOKENS_PER_FRAME,
-        chat_template=_chat_template(),
+        chat_template=tok.template_of_lines(IMAGE, VIDEO),
     )
 
 
@@ -75,13 +77,3 @@ def make_config(spec: "CheckpointSpec", tokenizer: Qwen2Tokenizer) -> InternVLCo
         image_seq_length=TOKENS_PER_FRAME,
         tie_word_embeddings=False,
     )
-
-
-def _chat_template() -> str:
-    """Qwen's, but each image and video stands on a line of its own."""
-    template = tok.CHAT_TEMPLATE
-    for qwens, own in ((tok.IMAGE_PAD, IMAGE), (tok.VIDEO_PAD, VIDEO)):
-        marked = f"{tok.VISION_START}{qwens}{tok.VISION_END}"
-        assert marked in template
-        template = template.replace(marked, f"{{{{ '{own}\\n' }}}}")
-    return template

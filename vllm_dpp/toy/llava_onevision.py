@@ -33,7 +33,9 @@ SPECIAL_TOKENS = {"image_token": IMAGE, "video_token": VIDEO}
 
 def make_tokenizer() -> Qwen2Tokenizer:
     """Qwen's, with tokens of images and videos that have names."""
-    return tok.make_tokenizer(chat_template=_chat_template(), named=SPECIAL_TOKENS)
+    return tok.make_tokenizer(
+        chat_template=tok.template_of_lines(IMAGE, VIDEO), named=SPECIAL_TOKENS
+    )
 
 
 def make_processor(tokenizer: Qwen2Tokenizer) -> LlavaOnevisionProcessor:
@@ -45,7 +47,7 @@ def make_processor(tokenizer: Qwen2Tokenizer) -> LlavaOnevisionProcessor:
         LlavaOnevisionVideoProcessor(size=size),
         num_image_tokens=PATCHES**2,
         vision_feature_select_strategy="full",
-        chat_template=_chat_template(),
+        chat_template=tok.template_of_lines(IMAGE, VIDEO),
     )
 
 
@@ -83,13 +85,3 @@ def released(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights as in released files: SigLIP's have one more level in their names."""
     tower = "model.vision_tower."
     return {name.replace(tower, f"{tower}vision_model."): value for name, value in weights.items()}
-
-
-def _chat_template() -> str:
-    """Qwen's, but an image or video has no marks, and stands on a line of its own."""
-    template = tok.CHAT_TEMPLATE
-    for qwens, own in ((tok.IMAGE_PAD, IMAGE), (tok.VIDEO_PAD, VIDEO)):
-        marked = f"{tok.VISION_START}{qwens}{tok.VISION_END}"
-        assert marked in template
-        template = template.replace(marked, f"{{{{ '{own}\\n' }}}}")
-    return template

@@ -86,3 +86,18 @@ def make_tokenizer(
         tokenizer.add_tokens(list(special_tokens), special_tokens=True)
     tokenizer.chat_template = chat_template
     return tokenizer
+
+
+def template_of_lines(image: str, video: str) -> str:
+    """Qwen's template, but an image or a video has no marks, and stands on a line of its own.
+
+    Args:
+        image: the token of an image.
+        video: the token of a video.
+    """
+    template = CHAT_TEMPLATE
+    for qwens, own in ((IMAGE_PAD, image), (VIDEO_PAD, video)):
+        marked = f"{VISION_START}{qwens}{VISION_END}"
+        assert marked in template
+        template = template.replace(marked, f"{{{{ '{own}\\n' }}}}")
+    return template
