@@ -21,6 +21,10 @@ from vllm.model_executor.models.interns1 import (
     InternS1ForConditionalGeneration,
     InternS1MultiModalProcessor,
 )
+from vllm.model_executor.models.llava_onevision import (
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionMultiModalProcessor,
+)
 from vllm.model_executor.models.qwen2_5_vl import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLMultiModalProcessor,
@@ -42,6 +46,10 @@ from vllm_dpp.serving.engine.scheduler import PruningSchedulerMixin
 from vllm_dpp.serving.front.entry import EntryProcessorMixin
 from vllm_dpp.serving.worker.attention import CompactAttention, make_compact
 from vllm_dpp.serving.worker.model_state import PruningModelState
+from vllm_dpp.serving.worker.models.llava_onevision import (
+    DPPLlavaOnevisionForConditionalGeneration,
+    DPPLlavaOnevisionProcessor,
+)
 from vllm_dpp.serving.worker.models.pruned_model import PrunedModelMixin, PrunedMRopeModelMixin
 from vllm_dpp.serving.worker.models.split_decoder import AboveSplit, BelowRelevance, BelowSplit
 from vllm_dpp.serving.worker.v1.runner import PruningCPUModelRunner
@@ -116,6 +124,14 @@ OVERRIDDEN = {
         "embed_input_ids": "input_ids multimodal_embeddings is_multimodal",
         "forward": "input_ids positions intermediate_tensors inputs_embeds kwargs",
     },
+    DPPLlavaOnevisionProcessor: {
+        "_apply_hf_processor_main": "mm_items hf_kwargs",
+        "_get_mm_fields_config": "hf_inputs hf_processor_mm_kwargs",
+    },
+    DPPLlavaOnevisionForConditionalGeneration: {
+        "_process_video_pixels": "inputs",
+        "embed_multimodal": "kwargs",
+    },
     PrunedMRopeModelMixin: {
         "get_encoder_cudagraph_config": "",
         "get_mrope_input_positions": "input_tokens mm_features",
@@ -130,12 +146,16 @@ MIXED_WITH = {
         Qwen3VLMultiModalProcessor,
         InternS1MultiModalProcessor,
         Glm4vMultiModalProcessor,
+        LlavaOnevisionMultiModalProcessor,
     ),
+    DPPLlavaOnevisionProcessor: (LlavaOnevisionMultiModalProcessor,),
+    DPPLlavaOnevisionForConditionalGeneration: (LlavaOnevisionForConditionalGeneration,),
     PrunedModelMixin: (
         Qwen2_5_VLForConditionalGeneration,
         Qwen3VLForConditionalGeneration,
         InternS1ForConditionalGeneration,
         Glm4vForConditionalGeneration,
+        LlavaOnevisionForConditionalGeneration,
     ),
     PrunedMRopeModelMixin: (
         Qwen2_5_VLForConditionalGeneration,

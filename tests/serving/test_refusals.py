@@ -208,8 +208,9 @@ def test_start_up_stops_at_a_bad_setting(
     [
         ({"prune_layer": 2}, "prune_layer must be at least 3, got 2: DeepStack"),
         ({"decide_every": 64, "relevance": "none"}, "decide_every 64: videos of Qwen3VL"),
+        ({"video_end_length": 1}, "video_end_length of this model is 0, got 1: leave it out"),
     ],
-    ids=["below DeepStack", "pieces"],
+    ids=["below DeepStack", "pieces", "newline"],
 )
 def test_what_a_family_cannot_do_is_refused(
     tmp_path: Path, dpp: dict[str, Any], message: str

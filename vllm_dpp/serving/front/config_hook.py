@@ -81,13 +81,17 @@ def resolve(vllm_config: "VllmConfig") -> ServingSettings:
         )
     elif pad is None:
         pad = model_config.hf_config.video_token_id
-    end = settings.video_end_length
+    if settings.video_end_length not in (None, family.video_end_length):
+        raise ValueError(
+            f"{SECTION}.video_end_length of this model is {family.video_end_length}, got "
+            f"{settings.video_end_length}: leave it out"
+        )
     resolved = replace(
         settings,
         prune_layer=layer,
         turn_end_token_id=token,
         video_token_id=pad,
-        video_end_length=family.video_end_length if end is None else end,
+        video_end_length=family.video_end_length,
     )
     resolved = resolved.with_ratios(num_layers)
     family.check(resolved)
