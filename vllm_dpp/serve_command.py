@@ -90,7 +90,10 @@ def _with_a_share(additional: Json) -> Json:
 def _validate(additional: Json) -> ServingSettings:
     """The settings; an error names flags instead of fields."""
     try:
-        return ServingSettings.from_additional_config(additional)
+        settings = ServingSettings.from_additional_config(additional)
+        if settings.entry_only:
+            settings.before_the_decoder_alone(num_layers=1)  # what it is, the server will see
+        return settings
     except ValueError as error:
         names = "|".join(field.name for field in fields(ServingSettings))
         # Not inside quotes, where a name is a value or a key of the user's JSON.

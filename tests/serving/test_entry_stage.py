@@ -38,6 +38,7 @@ from vllm_dpp.serving.worker.models.timed_slices import TimedSlices
 
 WIDTH, DEEP = 24, 8
 SETTINGS = ServingSettings(prune_layer=4, entry_ratio=0.5)
+MOST_ROWS = 10_000
 
 
 @given(share=st.floats(0.01, 1), layer=st.integers(0, 27), fraction=st.floats(0.05, 1))
@@ -108,7 +109,7 @@ def places_of(video: EncodedVideo) -> torch.Tensor:
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> EntryStage:
     monkeypatch.setattr(entry, "agree", lambda indices: indices)  # there are no other ranks
-    return EntryStage(SETTINGS, WIDTH, WIDTH + DEEP)
+    return EntryStage(SETTINGS, WIDTH, WIDTH + DEEP, MOST_ROWS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -126,8 +127,9 @@ def test_tokens_find_their_places(dtype: torch.dtype, stage: EntryStage) -> None
     kinds = torch.repeat_interleave(torch.tensor([0, 1, 0, 1, 1, 0]).bool(), torch.tensor(rows))
     plain = stage.unpack(outputs, kinds)
     assert [item.shape[1] for item in plain] == [WIDTH + DEEP] * 3
-    placed = torch.full((3, sum(rows) + 4), 1000)
-    places = stage.place(placed)
+    given = torch.full((3, sum(rows) + 4), 1000)
+    placed, places = stage.place(given), stage.take_places()
+    assert (given == 1000).all(), "the runner's own stay what they are"
     assert places is not None and places.shape == (sum(rows), 4)
     assert (placed[:, -4:] == 1000).all(), "padding rows"
     assert (placed[:, : sum(rows)][:, ~kinds] == 1000).all(), "text stays"
@@ -142,7 +144,21 @@ def test_tokens_find_their_places(dtype: torch.dtype, stage: EntryStage) -> None
         end = start + len(chosen)
         assert torch.equal(placed[:, start:end], expected[:, :3].T + 1000)
         assert torch.equal(places[start:end], expected)
-    assert stage.place(placed) is None, "places are of one step"
+    assert stage.take_places() is None, "places are taken once"
+    stage.forget()
+    assert torch.equal(stage.place(given), given), "places are of one step"
+    assert stage.place(given).data_ptr() == placed.data_ptr(), "a graph finds them again"
+
+
+def test_positions_that_count_tokens_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entry, "agree", lambda indices: indices)
+    stage, video = EntryStage(SETTINGS, WIDTH, WIDTH + DEEP, 0), encoded(0, (3, 2, 2), 7)
+    (output,) = stage.select([video])
+    stage.unpack([output], torch.ones(7, dtype=torch.bool))
+    positions = torch.arange(7)
+    assert stage.place(positions) is positions
+    places = stage.take_places()
+    assert places is not None and (places[:, 3] - 1).tolist() == chosen_of(video).tolist()
 
 
 SLICE_START, SLICE_END, PAD = 7, 8, 9
@@ -188,14 +204,14 @@ def test_text_stands_between_what_enters_of_its_slices(
     between = TextBetween(embeddings, slices.text, slices.slices_before)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(entry, "agree", lambda indices: indices)
-        one = EntryStage(SETTINGS, WIDTH, WIDTH + DEEP)
+        one = EntryStage(SETTINGS, WIDTH, WIDTH + DEEP, MOST_ROWS)
         (output,) = one.select([replace(video, text=between)])
     if entering == size:
         assert output is video.tokens, "whole, and its text is the prompt's"
         return
     chosen = set(chosen_of(video).tolist())
     (rows_,) = one.unpack([output], torch.ones(len(output), dtype=torch.bool))
-    places = one.place(torch.zeros(3, len(output), dtype=torch.int64))
+    places = one.take_places()
     assert places is not None
     left = [i for i, token in enumerate(whole) if token < PAD or token - PAD - 1 in chosen]
     assert len(left) == len(output)

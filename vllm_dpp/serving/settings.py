@@ -18,6 +18,24 @@ if TYPE_CHECKING:
 
 PIECES_NEED = {"rule": "dpp", "relevance": "none", "budget": "length", "segment_by": "slices"}
 SET_BY_SHARE = ("entry_ratio", "retention_ratio")
+OF_LAYER_K = (
+    "prune_layer",
+    "retention_ratio",
+    "rule",
+    "relevance",
+    "relevance_sign",
+    "relevance_floor",
+    "budget",
+    "min_retention_ratio",
+    "record_dir",
+    "similarity",
+    "prune_images",
+    "turn_end_token_id",
+    "shard_selection",
+    "max_deferred_tokens",
+    "decide_every",
+)
+"""Settings that are of no use where nothing is left out there."""
 MODALITIES = ("video", "image")
 Similarity = Literal["embeddings", "hidden_states"]
 SECTION = "dpp"
@@ -42,6 +60,10 @@ class ServingSettings(PruningConfig):
         entry_ratio: Fraction of a video's tokens that enter the decoder, in (0, 1]; 1 lets all of
             them in.
         entry_rule: The rule that chooses them, which sees no question.
+        entry_only: Whether no token is left out at layer K. Then the decoder, its scheduler and its
+            KV cache are vLLM's own, and so is what runs beside them: pipeline parallelism, KV
+            connectors and offloading, windows. `video_share` is what enters. ``None``: where
+            nothing else can be done in a family.
         min_retention_ratio: The smallest ``dpp_retention_ratio`` a request may ask for.
         record_dir: Folder for the records that requests with ``dpp_record`` ask for; ``None``
             refuses such requests.
@@ -72,6 +94,7 @@ class ServingSettings(PruningConfig):
     video_share: float | None = None
     entry_ratio: float = 1.0
     entry_rule: str = "change"
+    entry_only: bool | None = None
     min_retention_ratio: float = 0.01
     record_dir: str | None = None
     similarity: Similarity = "embeddings"
@@ -120,12 +143,41 @@ class ServingSettings(PruningConfig):
                 f"retention_ratio {self.retention_ratio!r} is below min_retention_ratio {low!r}: "
                 "raise the first or lower the second"
             )
-        for name in ("prune_images", "shard_selection"):
+        for name in ("prune_images", "shard_selection", "entry_only"):
             value = getattr(self, name)
-            if not isinstance(value, bool):
+            if not isinstance(value, bool) and (name != "entry_only" or value is not None):
                 raise ValueError(f"{name} must be true or false, got {value!r}")
         if self.record_dir is not None and not isinstance(self.record_dir, str):
             raise ValueError(f"record_dir must be a path or null, got {self.record_dir!r}")
+
+    def before_the_decoder_alone(self, num_layers: int, why: str = "entry_only") -> Self:
+        """The settings of an engine in which nothing is left out at layer K, which then is L.
+
+        Args:
+            num_layers: L, of the decoder.
+            why: What says so.
+
+        Raises:
+            ValueError: One of them is about layer K.
+        """
+        if self.entry_only is False:
+            raise ValueError(f"entry_only must be true or left out: {why}")
+        for field in fields(self):
+            if field.name in OF_LAYER_K and getattr(self, field.name) != field.default:
+                raise ValueError(
+                    f"{field.name} is about what is left out at layer K, which is nothing "
+                    f"({why}): leave it out"
+                )
+        entry = self.entry_ratio if self.video_share is None else self.video_share
+        return replace(
+            self,
+            entry_only=True,
+            prune_layer=num_layers,
+            retention_ratio=1.0,
+            video_share=None,
+            entry_ratio=entry,
+            turn_end_token_id=None,
+        )
 
     def _check_pieces(self) -> None:
         """A piece is decided before the rest is read, so nothing may depend on the rest."""
@@ -185,8 +237,19 @@ class ServingSettings(PruningConfig):
         """
         if self.video_share is None:
             return self
-        entry, kept = two_stage_ratios(self.video_share, self.split_layer, num_layers)
+        entry, kept = self.ratios_at(self.video_share, num_layers)
         return replace(self, video_share=None, entry_ratio=entry, retention_ratio=kept)
+
+    def ratios_at(self, share: float, num_layers: int) -> tuple[float, float]:
+        """What enters, and what is kept of it, where a share of a video may be left.
+
+        Args:
+            share: In (0, 1].
+            num_layers: Of the decoder; `prune_layer` is known.
+        """
+        if self.entry_only:
+            return share, 1.0
+        return two_stage_ratios(share, self.split_layer, num_layers)
 
     def deferred_rows(self, vllm_config: "VllmConfig") -> int:
         """Rows of the buffer for ranges that are read over several steps."""
@@ -257,7 +320,8 @@ class ResolvedConfig(UserDict[str, Any]):
 
     def compute_hash(self) -> str:
         """Of all sections but ours everything, of ours where the decoder is split."""
-        factors = {**self.data, SECTION: [self.settings.split_layer, self.settings.reads_question]}
+        s = self.settings
+        factors = {**self.data, SECTION: [s.split_layer, s.reads_question, s.entry_only]}
         return hashlib.sha256(json.dumps(factors, sort_keys=True).encode()).hexdigest()
 
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from vllm.config.compilation import CUDAGraphMode
 from vllm.logger import init_logger
-from vllm.model_executor.models.config import VerifyAndUpdateConfig
+from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
 from vllm_dpp.serving.front import metrics
-from vllm_dpp.serving.front.families import family_of
+from vllm_dpp.serving.front.families import Family, family_of
 from vllm_dpp.serving.front.meaning import meaning
 from vllm_dpp.serving.front.refusals import refused
 from vllm_dpp.serving.layer_groups import default_prune_layer, wasted_fraction
@@ -35,25 +35,32 @@ class PruningConfigHook(VerifyAndUpdateConfig):
         Raises:
             ValueError: A setting is wrong or a feature cannot be combined with pruning.
         """
-        _raise_for("; ".join(refused(vllm_config)))
-        settings = resolve(vllm_config)
-        _warn_about_waste(vllm_config.model_config, settings)
+        family = family_of(vllm_config.model_config.architecture)
+        if stock := MODELS_CONFIG_MAP.get(family.base):
+            stock.verify_and_update_config(vllm_config)
+        settings = resolve(vllm_config, family)
+        _raise_for("; ".join(refused(vllm_config, settings)))
         logger.info("%s", meaning(settings, vllm_config))
         vllm_config.additional_config = ResolvedConfig(
             vllm_config.additional_config or {}, settings
         )
         setattr(vllm_config.model_config.hf_config, ENTRY_RATIO_ARG, settings.entry_ratio)
-        vllm_config.scheduler_config.scheduler_cls = SCHEDULER
-        _choose_worker(vllm_config)
-        _choose_cudagraphs(vllm_config)
         metrics.show()
+        if not settings.entry_only:
+            _warn_about_waste(vllm_config.model_config, settings)
+            vllm_config.scheduler_config.scheduler_cls = SCHEDULER
+            _choose_worker(vllm_config)
+            _choose_cudagraphs(vllm_config)
 
 
-def resolve(vllm_config: "VllmConfig") -> ServingSettings:
+def resolve(vllm_config: "VllmConfig", family: Family) -> ServingSettings:
     """The settings with every default that depends on the model filled in."""
     model_config = vllm_config.model_config
     settings = ServingSettings.from_additional_config(vllm_config.additional_config)
     num_layers = model_config.hf_text_config.num_hidden_layers
+    if settings.entry_only or family.entry_only_because:
+        why = family.entry_only_because or "entry_only"
+        return settings.before_the_decoder_alone(num_layers, why)
     layer = settings.prune_layer
     if layer is None:
         layer = default_prune_layer(num_layers)
@@ -67,7 +74,6 @@ def resolve(vllm_config: "VllmConfig") -> ServingSettings:
             f"{SECTION}.prune_layer must be at least {levels}, got {layer}: DeepStack adds to the "
             f"first {levels} layers of this model, which have to see every video token"
         )
-    family = family_of(model_config.architecture)
     token = settings.turn_end_token_id
     if token is None:
         token = _token_id(

@@ -18,6 +18,7 @@ class Family:
         video_token: What stands in a prompt for a token of a video; ``None`` where ``config.json``
             has its id as ``video_token_id``.
         video_end_length: How many of them, at its end, are no patch's, such as a newline.
+        entry_only_because: Why nothing can be left out in the middle of its decoder, if so.
     """
 
     base: str
@@ -27,6 +28,7 @@ class Family:
     has_text_in_videos: bool = False
     video_token: str | None = None
     video_end_length: int = 0
+    entry_only_because: str = ""
 
     def check(self, settings: ServingSettings) -> None:
         """Raise ``ValueError`` where a setting asks for what the family cannot do yet."""

@@ -18,6 +18,7 @@ from vllm_dpp.serving.metrics import FOLDER, PREFIX, values_are_shared
 Reason = Literal[
     "argument",
     "beam_search",
+    "entry_only",
     "max_deferred_tokens",
     "min_retention_ratio",
     "prompt_logprobs",

@@ -1,7 +1,9 @@
-"""What cannot run beside mid-decoder pruning, checked at start-up.
+"""What cannot run beside video pruning, checked at start-up.
 
-Each entry names a feature that needs one row for every token in every layer, or an engine part that
-this plugin replaces. A refusal names the flag and the remedy; nothing is switched off in silence.
+Most entries name a feature that needs one row for every token in every layer, or an engine part
+that this plugin replaces where tokens are left out in the middle of the decoder: they do not apply
+where that happens before it alone (`entry_only`). A refusal names the flag and the remedy; nothing
+is switched off in silence.
 """
 
 import os
@@ -10,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vllm_dpp.serving.request_plan import ENTRY_RATIO_ARG
+from vllm_dpp.serving.settings import ServingSettings
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -23,11 +26,13 @@ class Refusal:
         flag: What the user set.
         applies: Whether a configuration has it on.
         why: The reason, ending in what to do about it.
+        of_layer_k: Whether it is about tokens that are left out there.
     """
 
     flag: str
     applies: Callable[["VllmConfig"], bool]
     why: str
+    of_layer_k: bool = True
 
 
 REFUSALS = (
@@ -40,6 +45,7 @@ REFUSALS = (
         f"--mm-processor-kwargs {ENTRY_RATIO_ARG}",
         lambda c: ENTRY_RATIO_ARG in (c.model_config.multimodal_config.mm_processor_kwargs or {}),
         "it is an argument of requests and would be ignored; use --entry-ratio",
+        of_layer_k=False,
     ),
     Refusal(
         "--decode-context-parallel-size",
@@ -50,6 +56,7 @@ REFUSALS = (
         "--prefill-context-parallel-size",
         lambda c: c.parallel_config.prefill_context_parallel_size > 1,
         "it shards prompts by full token positions; leave it at 1",
+        of_layer_k=False,
     ),
     Refusal(
         "--data-parallel-size with experts",
@@ -65,12 +72,14 @@ REFUSALS = (
         "--enable-dbo / --ubatch-size",
         lambda c: c.parallel_config.use_ubatching,
         "a micro-batch border may split a video; leave micro-batching off",
+        of_layer_k=False,
     ),
     Refusal(
         "--speculative-config",
         lambda c: c.speculative_config is not None and not c.speculative_config.use_ngram(),
-        "drafters other than ngram read hidden states or KV of every row; use "
+        "drafters other than ngram read every row of the decoder, or what enters it; use "
         '\'{"method": "ngram", …}\', or serve without it',
+        of_layer_k=False,
     ),
     Refusal(
         "--speculative-config enable_adaptive_verification",
@@ -82,6 +91,7 @@ REFUSALS = (
         lambda c: c.lora_config is not None and c.lora_config.enable_tower_connector_lora,
         "adapters of the vision encoder are mapped to what enters the decoder; leave it out: those "
         "of the decoder are served",
+        of_layer_k=False,
     ),
     Refusal(
         "--kv-transfer-config",
@@ -102,11 +112,13 @@ REFUSALS = (
         "--video-pruning-rate",
         lambda c: bool(_multimodal(c) and _multimodal(c).is_multimodal_pruning_enabled()),
         "it would prune the same video a second time; choose one of the two",
+        of_layer_k=False,
     ),
     Refusal(
         "--enable-prompt-embeds",
         lambda c: c.model_config.enable_prompt_embeds,
         "without token ids the end of the question is unknown; leave it off",
+        of_layer_k=False,
     ),
     Refusal(
         "--kv-sharing-fast-prefill",
@@ -122,6 +134,7 @@ REFUSALS = (
         "--runner pooling",
         lambda c: c.model_config.runner_type != "generate",
         "pooled outputs need a row for every token; use --runner generate",
+        of_layer_k=False,
     ),
     Refusal(
         "--scheduler-cls",
@@ -148,11 +161,12 @@ REFUSALS = (
 )
 
 
-def refused(vllm_config: "VllmConfig") -> Iterator[str]:
+def refused(vllm_config: "VllmConfig", settings: ServingSettings) -> Iterator[str]:
     """One line for each feature of ``vllm_config`` that pruning refuses."""
     for refusal in REFUSALS:
-        if refusal.applies(vllm_config):
-            yield f"{refusal.flag} cannot be combined with video pruning: {refusal.why}"
+        if refusal.applies(vllm_config) and not (refusal.of_layer_k and settings.entry_only):
+            remedy = ", or prune before the decoder alone (entry_only)" * refusal.of_layer_k
+            yield f"{refusal.flag} cannot be combined with video pruning: {refusal.why}{remedy}"
 
 
 def _multimodal(config: "VllmConfig"):

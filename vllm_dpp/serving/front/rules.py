@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from vllm_dpp.serving.front.metrics import Reason
 from vllm_dpp.serving.request_plan import (
+    ARG_PREFIX,
+    ENTRY_RATIO_ARG,
     KNOWN_ARGS,
     RECORD_ARG,
     RETENTION_RATIO_ARG,
+    VIDEO_SHARE_ARG,
     RequestOptions,
     media_of,
     plan_prompt,
@@ -24,6 +27,10 @@ if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
 
 UNPRUNED = f"ask for {RETENTION_RATIO_ARG}=1"
+_ENTRY_ONLY = (
+    f"this server leaves tokens out before the decoder alone (--entry-only): of {ARG_PREFIX}* a "
+    f"request may choose {VIDEO_SHARE_ARG} or {ENTRY_RATIO_ARG}; leave the others out"
+)
 
 
 class UnservableError(ValueError):
@@ -93,8 +100,10 @@ class Demand:
     def check(self, settings: ServingSettings) -> None:
         """Raise ``ValueError`` where an engine of ``settings`` refuses it."""
         options, low = self.options, settings.min_retention_ratio
-        options.settings(settings)
         ratio = options.retention_ratio
+        if settings.entry_only and options not in (RequestOptions(), RequestOptions(1.0)):
+            raise UnservableError("entry_only", _ENTRY_ONLY)
+        options.settings(settings)
         if self.beam_search and options != RequestOptions():
             raise UnservableError(
                 "beam_search",
@@ -130,6 +139,8 @@ def check_prompt(
     Neither block size nor step budget matters: a front end need not know what the engine makes of
     them.
     """
+    if settings.entry_only:
+        return
     limit = settings.max_deferred_tokens
     if not request.mm_features or (limit is None and not request.resumable):
         return

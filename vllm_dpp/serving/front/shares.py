@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 from vllm_dpp.pruning.checks import require_ratio
-from vllm_dpp.serving.cost_model import two_stage_ratios
 from vllm_dpp.serving.request_plan import (
     ENTRY_RATIO_ARG,
     RETENTION_RATIO_ARG,
@@ -50,7 +49,7 @@ def spread(request: Any, settings: ServingSettings, num_layers: int) -> None:
                 f"{VIDEO_SHARE_ARG} sets {ENTRY_RATIO_ARG} and {RETENTION_RATIO_ARG}: leave "
                 "those out, or it"
             )
-        entry, kept = two_stage_ratios(share, settings.split_layer, num_layers)
+        entry, kept = settings.ratios_at(share, num_layers)
         xargs[RETENTION_RATIO_ARG] = kept
     request.vllm_xargs = xargs
     if entry is not None:

@@ -207,7 +207,7 @@ class PruningContext:
             row += scheduled
 
     def entered(self, places: torch.Tensor) -> None:
-        """Hear where the rows of the step stand: [num_rows, 4] as `EntryStage.place` has it."""
+        """Hear where the rows of the step stand: [num_rows, 4] as of `EntryStage.take_places`."""
         self._own_rows = places[:, -1] > 0
         for request_id, video, rows in self._rows_entering:
             self.records.entered(request_id, video, places[rows, -1] - 1)

@@ -1,4 +1,4 @@
-"""What the workers of an engine count; the first tensor-parallel rank counts for all."""
+"""What the workers of an engine count; the first rank of the first stage counts for all."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,7 +7,7 @@ from math import prod
 from typing import TYPE_CHECKING, Literal, get_args
 
 from prometheus_client import Counter, Histogram
-from vllm.distributed import get_tp_group
+from vllm.distributed import get_pp_group, get_tp_group
 
 from vllm_dpp.serving.kv_size import kv_bytes_of_layer
 from vllm_dpp.serving.metrics import ProcessMetrics
@@ -31,18 +31,20 @@ class WorkerMetrics(ProcessMetrics):
     """
 
     def __init__(self, vllm_config: "VllmConfig", settings: ServingSettings) -> None:
-        self._counts = get_tp_group().rank_in_group == 0
+        self._counts = get_tp_group().is_first_rank and get_pp_group().is_first_rank
         self._on_gpu = vllm_config.device_config.device_type == "cuda"
         self._num_layers = vllm_config.model_config.hf_text_config.num_hidden_layers
         self._split = settings.split_layer
         self._bytes = kv_bytes_of_layer(vllm_config)
         self._spans: deque[tuple[Part, Mark, Mark]] = deque()
         self._known: dict[str, None] = {}
+        self._encoded: list[tuple[int, int]] = []
         super().__init__("worker", vllm_config, is_shown=self._counts)
         self._tokens = self.add_each(
             Counter,
             "video_tokens",
-            "Video tokens of requests: in the video, entering the decoder, kept at layer K",
+            "Video tokens of requests (of videos as they are encoded, where none is left out at "
+            "layer K): in the video, entering the decoder, kept at layer K",
             "stage",
             ("seen", "entered", "kept"),
         )
@@ -80,7 +82,24 @@ class WorkerMetrics(ProcessMetrics):
             self._known.pop(next(iter(self._known)))
         seen = sum(prod(grids[item.start]) for item in media if item.is_prunable)
         entered = sum(item.num_tokens for item in media if item.is_prunable)
-        pruned = plan.num_pruned if plan else 0
+        self._count(seen, entered, plan.num_pruned if plan else 0)
+
+    def encoded(self, seen: int, entered: int) -> None:
+        """Tokens of videos have been encoded, of an engine that leaves none out at layer K.
+
+        There nobody hears of requests. Whether it was for one, the step will tell: memory is
+        measured with videos, too.
+        """
+        self._encoded.append((seen, entered))
+
+    def step(self, *, is_real: bool) -> None:
+        """What has been encoded was for a request, or it was not."""
+        while self._encoded:
+            seen, entered = self._encoded.pop()
+            if is_real and self._counts:
+                self._count(seen, entered, 0)
+
+    def _count(self, seen: int, entered: int, pruned: int) -> None:
         self._tokens["seen"].inc(seen)
         self._tokens["entered"].inc(entered)
         self._tokens["kept"].inc(entered - pruned)

@@ -3,9 +3,11 @@
 The vision encoder's output is selected from as soon as it is there, once for all who ask about the
 video, and cached by vLLM like any encoder output. Where a token stood travels with it, as further
 columns, since the host does not know: positions in a prompt's own list (``prompt_positions``) have
-every token of such a video at the video's start, and each step adds where its rows really are.
-Nothing is written back, so a prompt whose beginning is cached has the positions of one that is not.
-Text between slices travels likewise, since the host does not know where among the tokens it stands.
+every token of such a video at the video's start, and each step adds where its rows really are. It
+does so in memory that never moves, so that a CUDA graph of a whole step, which a chunk of one token
+may replay like a decode, adds it as well. Nothing is written back, so a prompt whose beginning is
+cached has the positions of one that is not. Text between slices travels likewise, since the host
+does not know where among the tokens it stands.
 """
 
 from collections.abc import Iterable, Sequence
@@ -65,19 +67,33 @@ class EncodedVideo:
     text: TextBetween | None = None
 
 
-class EntryStage:
+class EntryStage(torch.nn.Module):
     """Selects what enters, and puts it at its place.
 
     Args:
         settings: The server's.
         width: D of the decoder.
         encoder_width: W of what the encoder returns; more than D with DeepStack.
+        max_rows: Most rows of a step of a model whose positions have axes; 0 where they count
+            tokens, and stay as of a shorter video.
     """
 
-    def __init__(self, settings: ServingSettings, width: int, encoder_width: int) -> None:
+    offsets: torch.Tensor
+    positions: torch.Tensor
+
+    def __init__(
+        self, settings: ServingSettings, width: int, encoder_width: int, max_rows: int
+    ) -> None:
+        super().__init__()
         self._config = settings.entry_config
         self._width, self._encoder_width = width, encoder_width
         self._places: torch.Tensor | None = None
+        self._has_offsets = False
+        for name in ("offsets", "positions"):
+            # One more than any step takes, as vLLM has it: torch.compile would take the whole of a
+            # tensor for something else than a part of it.
+            values = torch.zeros(_AXES, max_rows and max_rows + 1, dtype=torch.int64)
+            self.register_buffer(name, values, persistent=False)
 
     def select(self, videos: Sequence[EncodedVideo]) -> tuple[torch.Tensor, ...]:
         """For each video its tokens where all enter, else [num_entering + x, W + `_COLUMNS`].
@@ -121,26 +137,39 @@ class EntryStage:
             mask = is_multimodal.to(places.device, non_blocking=True)
             by_row = places.new_zeros(len(mask), _COORDINATES)
             self._places = by_row.masked_scatter_(mask[:, None], places)
+            if self.offsets.shape[1]:
+                self.offsets[:, : len(mask)] = self._places[:, :_AXES].T
+                self._has_offsets = True
         return [item[:, : self._encoder_width] for item in embeddings]
 
     def forget(self) -> None:
         """A step begins: where the rows of another one stood is of no use."""
         self._places = None
+        if self._has_offsets:
+            self.offsets.zero_()
+            self._has_offsets = False
 
-    def place(self, positions: torch.Tensor) -> torch.Tensor | None:
-        """Put the rows of the step at their places, once.
+    def place(self, positions: torch.Tensor) -> torch.Tensor:
+        """Positions of the rows of a step, or of its padding, where they really stand.
 
         Args:
-            positions: [3, num_rows] int64 or more rows, of the prompts' lists; they are changed.
-                [num_rows] in a model that counts tokens: they stay, as of a shorter video.
+            positions: [3, num_rows] int64, of the prompts' lists, or [num_rows] in a model that
+                counts tokens, where they stay.
 
         Returns:
-            [num_rows, 4] int64, the `_COORDINATES` of each row of a video that enters in part, 0
-            for others; ``None`` where no video of the step does.
+            Those of the step, at an address that never changes.
+        """
+        if not self.offsets.shape[1]:
+            return positions
+        num_rows = positions.shape[1]
+        placed = self.positions[:, :num_rows]
+        return torch.add(positions, self.offsets[:, :num_rows], out=placed)
+
+    def take_places(self) -> torch.Tensor | None:
+        """[num_rows, 4] int64, the `_COORDINATES` of each row of a video that enters in part, 0 for
+        others; ``None`` where no video of the step does, or they have been taken.
         """
         places, self._places = self._places, None
-        if places is not None and positions.dim() == 2:
-            positions[:, : len(places)] += places[:, :_AXES].T
         return places
 
     def _places_of(self, item: torch.Tensor) -> torch.Tensor:

@@ -4,13 +4,16 @@ A family mixes it in before the stock model, and says what differs: where its me
 prompt, and what its vision encoder returns.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import torch
 from vllm.config import VllmConfig
+from vllm.forward_context import get_forward_context
 from vllm.multimodal.inputs import MultiModalFeatureSpec
+from vllm.sequence import IntermediateTensors
 
 from vllm_dpp.serving.front.entry import NUM_ENTERED
 from vllm_dpp.serving.plan import Grid
@@ -26,12 +29,16 @@ from vllm_dpp.serving.worker.models.entry import (
 )
 from vllm_dpp.serving.worker.models.split_decoder import SplitDecoder
 
+POSITIONS = "dpp_positions"
+"""Key of what one pipeline stage tells the next: [num_rows, 3] int64."""
+
 
 class PrunedModelMixin:
     """Mixed into a stock model before it; `split` ends its construction."""
 
     lora_manager: Any
     language_model: Any
+    pruning: PruningContext | None = None
 
     def encoded_videos(
         self, outputs: Sequence[torch.Tensor], grids: Sequence[Grid], kwargs: Mapping[str, Any]
@@ -54,7 +61,7 @@ class PrunedModelMixin:
         raise NotImplementedError
 
     def split(self, vllm_config: VllmConfig, prefix: str, deepstack_levels: int = 0) -> None:
-        """Put a selection before the decoder, and split it.
+        """Put a selection before the decoder, and split it unless nothing else is left out.
 
         Args:
             vllm_config: The engine's configuration.
@@ -62,11 +69,21 @@ class PrunedModelMixin:
             deepstack_levels: How many levels of the vision encoder its output holds beside its own.
         """
         settings = ServingSettings.from_vllm_config(vllm_config)
-        width = vllm_config.model_config.get_inputs_embeds_size()
-        metrics = WorkerMetrics(vllm_config, settings)
+        model_config = vllm_config.model_config
+        width = model_config.get_inputs_embeds_size()
+        max_rows = vllm_config.scheduler_config.max_num_batched_tokens
+        self.metrics = WorkerMetrics(vllm_config, settings)
+        self.entry = EntryStage(
+            settings,
+            width,
+            width * (1 + deepstack_levels),
+            max_rows if model_config.uses_mrope else 0,
+        )
+        if settings.entry_only:
+            return
         adapters = Adapters(lambda: self.lora_manager)
-        self.pruning = PruningContext(settings, self.media_grids, metrics, adapters)
-        self.entry = EntryStage(settings, width, width * (1 + deepstack_levels))
+        self.pruning = PruningContext(settings, self.media_grids, self.metrics, adapters)
+        self.get_model_state_cls = _model_state_cls  # the V2 model runner's seam
         self.language_model.model = SplitDecoder(
             self.language_model.model,
             self.pruning,
@@ -82,6 +99,8 @@ class PrunedModelMixin:
         if counts is None:
             return outputs
         numbers = counts.flatten().tolist()
+        if self.pruning is None:
+            self.metrics.encoded(sum(map(prod, self.video_grids(kwargs))), sum(numbers))
         if all(number == len(tokens) for number, tokens in zip(numbers, outputs, strict=True)):
             return outputs
         grids = self.video_grids(kwargs)
@@ -90,7 +109,7 @@ class PrunedModelMixin:
             EncodedVideo(tokens, grid, number, **more)
             for tokens, grid, number, more in zip(outputs, grids, numbers, found, strict=True)
         ]
-        with self.pruning.metrics.timed("entry"):
+        with self.metrics.timed("entry"):
             return self.entry.select(videos)
 
     def embed_input_ids(
@@ -110,8 +129,9 @@ class PrunedModelMixin:
     def forward(
         self, input_ids: torch.Tensor | None, positions: torch.Tensor, *args: Any, **kwargs: Any
     ) -> Any:
-        places = self.entry.place(positions)
-        if places is not None:
+        self.metrics.step(is_real=get_forward_context().attn_metadata is not None)
+        places = self.entry.take_places()
+        if places is not None and self.pruning is not None:
             self.pruning.entered(places)
         return super().forward(input_ids, positions, *args, **kwargs)  # type: ignore[misc]
 
@@ -119,18 +139,38 @@ class PrunedModelMixin:
         """Slices, rows and columns of each item's tokens, by first prompt position."""
         return {feature.mm_position.offset: self.grid_of(feature) for feature in mm_features}
 
-    @staticmethod
-    def get_model_state_cls() -> Any:
-        """The V2 model runner's seam."""
-        from vllm_dpp.serving.worker.model_state import PruningModelState
-
-        return PruningModelState
-
 
 class PrunedMRopeModelMixin(PrunedModelMixin):
     """Mixed into a model whose tokens stand on three axes, and whose media tell their grids."""
 
     visual: Any
+    make_empty_intermediate_tensors: Callable[..., IntermediateTensors]
+
+    def split(self, vllm_config: VllmConfig, prefix: str, deepstack_levels: int = 0) -> None:
+        super().split(vllm_config, prefix, deepstack_levels)
+        self.make_empty_intermediate_tensors = with_positions(self.make_empty_intermediate_tensors)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        positions: torch.Tensor,
+        intermediate_tensors: IntermediateTensors | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Where rows stand is known to the first pipeline stage, which tells it to the next."""
+        if intermediate_tensors is None:
+            positions = self.entry.place(positions)
+        else:
+            others = dict(intermediate_tensors.items())
+            positions = others.pop(POSITIONS).T
+            intermediate_tensors = IntermediateTensors(others)
+        output = super().forward(
+            input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs
+        )
+        if isinstance(output, IntermediateTensors):
+            output.tensors[POSITIONS] = positions.T.contiguous()
+        return output
 
     def placed_media(
         self, input_tokens: Sequence[int], mm_features: Sequence[MultiModalFeatureSpec]
@@ -160,3 +200,22 @@ class PrunedMRopeModelMixin(PrunedModelMixin):
         slices, rows, columns = grid_thw
         merge = self.visual.spatial_merge_size
         return slices, rows // merge, columns // merge
+
+
+def with_positions(empty: Callable[..., IntermediateTensors]) -> Callable[..., IntermediateTensors]:
+    """A model's ``make_empty_intermediate_tensors``, with room for positions [num_rows, 3]."""
+
+    def make_empty_intermediate_tensors(
+        batch_size: int, dtype: torch.dtype, device: torch.device
+    ) -> IntermediateTensors:
+        tensors = empty(batch_size, dtype, device)
+        tensors.tensors[POSITIONS] = torch.zeros(batch_size, 3, dtype=torch.int64, device=device)
+        return tensors
+
+    return make_empty_intermediate_tensors
+
+
+def _model_state_cls() -> Any:
+    from vllm_dpp.serving.worker.model_state import PruningModelState
+
+    return PruningModelState

@@ -40,8 +40,9 @@ class TimedMediaMixin(PrunedMRopeModelMixin):
     def split(self, vllm_config: VllmConfig, prefix: str, deepstack_levels: int = 0) -> None:
         super().split(vllm_config, prefix, deepstack_levels)
         longest = POSITIONS_PER_TOKEN * vllm_config.model_config.max_model_len
-        for layer in self.language_model.model.layers:
-            provide_positions(layer.self_attn.rotary_emb, longest)
+        for module in self.language_model.modules():
+            if (rotary := getattr(module, "rotary_emb", None)) is not None:
+                provide_positions(rotary, longest)
 
     def encoded_videos(
         self, outputs: Sequence[torch.Tensor], grids: Sequence[Grid], kwargs: Mapping[str, Any]
