@@ -232,6 +232,16 @@ class EngineWorker:
         queue = [torch.tensor(indices) for indices in kept]
         selector.select = lambda videos, config: [queue.pop(0) for _ in videos]
 
+    def force_entering(self, chosen: list[list[int]]) -> None:
+        """Let these tokens of the next videos enter, in order, whatever the selection says."""
+        import torch
+
+        from vllm_dpp.serving.worker.models import entry
+
+        self.forget_encoder_outputs()
+        queue = [torch.tensor(indices) for indices in chosen]
+        entry.keep_indices = lambda videos, config: [queue.pop(0) for _ in videos]
+
     def play_graphs(self) -> None:
         """Let the steps run as piecewise CUDA graphs would; ``replays`` counts them."""
         from tests.engines.graphs import play_graphs

@@ -69,7 +69,7 @@ class Network:
         vision = self.model.config.vision_config
         if self.model.config.model_type == "internvl" or self._is_llava:
             return torch.arange(len(prompt.token_ids) + num_generated)[None]
-        if self.model.config.model_type.startswith(("qwen3_vl", "glm4v")):
+        if self.model.config.model_type.startswith(("qwen3", "glm4v")):
             return mrope_positions_by_slice(
                 len(prompt.token_ids) + num_generated,
                 prompt.media,
@@ -85,9 +85,16 @@ class Network:
     def hidden_states(
         self, hidden: Tensor, positions: Tensor, layers: range, deepstack: Sequence[Tensor] = ()
     ) -> list[Tensor]:
-        """What enters each of the layers, and last what leaves them: one more than there are."""
-        rotary = self._rotary(positions)
+        """What enters each of the layers, and last what leaves them: one more than there are.
+
+        Of a model with linear attention, all of whose layers are asked for, the ends alone.
+        """
         states = [hidden]
+        if self.has_linear_attention and layers:
+            assert layers == range(self.num_layers) and not deepstack
+            output = self._decoder(inputs_embeds=hidden[None], position_ids=positions[:, None])
+            return [hidden, output.last_hidden_state[0]]
+        rotary = self._rotary(positions)
         for index in layers:
             left = decoder_layer(self._decoder.layers[index], states[-1], rotary)
             states.append(left + deepstack[index] if index < len(deepstack) else left)
@@ -108,7 +115,14 @@ class Network:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[tokens, vocabulary] from what leaves the last layer."""
+        if self.has_linear_attention:
+            return self.model.lm_head(hidden)  # transformers' own decoder ends with its norm
         return self.model.lm_head(rms_norm(self._decoder.norm, hidden))
+
+    @property
+    def has_linear_attention(self) -> bool:
+        """Whether the decoder sums up what it has read: only transformers' own forward runs it."""
+        return self.model.config.model_type.startswith("qwen3_5")
 
     @property
     def _is_llava(self) -> bool:

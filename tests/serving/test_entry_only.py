@@ -12,8 +12,7 @@ import pytest
 from tests.engines.host import EngineHost, engine_host
 from tests.engines.judge import TOLERANCE, Judge
 from tests.engines.traffic import Arrival
-from tests.reference.chats import CHATS
-from tests.serving.test_entry import MORE, know
+from tests.serving.test_entry import know
 from vllm_dpp.serving.settings import ServingSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
@@ -27,7 +26,10 @@ def check(host: EngineHost, judge: Judge) -> None:
     names = know(judge, settings.entry_ratio, settings)
     for again in ("", " again"):
         traffic = host.run(
-            [Arrival(chat + again, judge.engine_prompts[chat], step=i) for i, chat in enumerate(names)]
+            [
+                Arrival(chat + again, judge.engine_prompts[chat], step=i)
+                for i, chat in enumerate(names)
+            ]
         )
         for chat, name in names.items():
             keep = judge.keep(name, 1.0, 1, settings)

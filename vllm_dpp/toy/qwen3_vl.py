@@ -54,26 +54,11 @@ def make_config(
     text = (
         text_fields(spec, tokenizer)
         | of_layers
-        | {
-            "head_dim": spec.head_dim,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": spec.rope_theta,
-                "mrope_section": _interleaved_section(spec.head_dim),
-                "mrope_interleaved": True,
-            },
-        }
+        | {"head_dim": spec.head_dim, "rope_parameters": rope_parameters(spec, spec.head_dim)}
     )
-    vision = {
+    vision = vision_fields(spec) | {
         "depth": max(spec.vision_depth, DEEPSTACK_LEVELS),
-        "hidden_size": spec.vision_hidden_size,
-        "intermediate_size": 3 * spec.vision_hidden_size,
-        "num_heads": spec.vision_heads,
-        "patch_size": PATCH,
-        "out_hidden_size": spec.hidden_size,
-        "num_position_embeddings": 8 * 8,
         "deepstack_visual_indexes": list(range(DEEPSTACK_LEVELS)),
-        "initializer_range": spec.initializer_range,
     }
     return of_class(
         text_config=text,
@@ -83,7 +68,31 @@ def make_config(
     )
 
 
-def _interleaved_section(head_dim: int) -> list[int]:
+def rope_parameters(spec: "CheckpointSpec", rotary_dim: int) -> dict[str, Any]:
+    """Of the decoder, of whose heads so many elements are rotated."""
+    return {
+        "rope_type": "default",
+        "rope_theta": spec.rope_theta,
+        "mrope_section": _interleaved_section(rotary_dim),
+        "mrope_interleaved": True,
+    }
+
+
+def vision_fields(spec: "CheckpointSpec") -> dict[str, Any]:
+    """Of the vision encoder."""
+    return {
+        "depth": spec.vision_depth,
+        "hidden_size": spec.vision_hidden_size,
+        "intermediate_size": 3 * spec.vision_hidden_size,
+        "num_heads": spec.vision_heads,
+        "patch_size": PATCH,
+        "out_hidden_size": spec.hidden_size,
+        "num_position_embeddings": 8 * 8,
+        "initializer_range": spec.initializer_range,
+    }
+
+
+def _interleaved_section(rotary_dim: int) -> list[int]:
     """Rotary pairs for time, height and width; the latter two take every third of the first."""
-    space = head_dim // 2 // 3
-    return [head_dim // 2 - 2 * space, space, space]
+    space = rotary_dim // 2 // 3
+    return [rotary_dim // 2 - 2 * space, space, space]

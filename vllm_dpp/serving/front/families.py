@@ -39,6 +39,10 @@ class Family:
             )
 
 
+LINEAR_ATTENTION = (
+    "the linear attention of this model's decoder carries a state through every token of a chunk"
+)
+
 FAMILIES = (
     Family(
         base="Qwen2VLForConditionalGeneration",
@@ -69,6 +73,24 @@ FAMILIES = (
         ),
         turn_end_token="<|im_end|>",
         has_text_in_videos=True,
+    ),
+    Family(
+        base="Qwen3_5ForConditionalGeneration",
+        variant="DPPQwen3_5ForConditionalGeneration",
+        implementation="vllm_dpp.serving.worker.models.qwen3_5:DPPQwen3_5ForConditionalGeneration",
+        turn_end_token="<|im_end|>",
+        has_text_in_videos=True,
+        entry_only_because=LINEAR_ATTENTION,
+    ),
+    Family(
+        base="Qwen3_5MoeForConditionalGeneration",
+        variant="DPPQwen3_5MoeForConditionalGeneration",
+        implementation=(
+            "vllm_dpp.serving.worker.models.qwen3_5_moe:DPPQwen3_5MoeForConditionalGeneration"
+        ),
+        turn_end_token="<|im_end|>",
+        has_text_in_videos=True,
+        entry_only_because=LINEAR_ATTENTION,
     ),
     Family(
         base="InternVLForConditionalGeneration",
