@@ -15,12 +15,13 @@ from vllm_dpp.serving.settings import ServingSettings
 TIME_TOKENS = 9  # "<12.5 seconds>" and the markers of a slice
 NUMBER_TOKENS = 7  # "Frame12: " and the markers of a frame
 FOLDER = Path(__file__).parents[1] / "configs"
-MODELS = {  # file: model, layers, prune layer, longest prompt, tensor-parallel size
+MODELS = {  # file: model, layers, prune layer if any, longest prompt, tensor-parallel size
     "qwen2_5_vl_3b.yaml": ("Qwen/Qwen2.5-VL-3B-Instruct", 36, 18, 32768, 1),
     "qwen2_5_vl_7b.yaml": ("Qwen/Qwen2.5-VL-7B-Instruct", 28, 14, 32768, 1),
     "qwen2_5_vl_72b.yaml": ("Qwen/Qwen2.5-VL-72B-Instruct", 80, 40, 32768, 4),
     "qwen3_vl_8b.yaml": ("Qwen/Qwen3-VL-8B-Instruct", 36, 18, 32768, 1),
     "qwen3_vl_30b_a3b.yaml": ("Qwen/Qwen3-VL-30B-A3B-Instruct", 48, 24, 32768, 1),
+    "qwen3_5_27b.yaml": ("Qwen/Qwen3.5-27B", 64, None, 32768, 1),
     "internvl3_5_8b.yaml": ("OpenGVLab/InternVL3_5-8B-HF", 36, 18, 32768, 1),
     "glm4_1v_9b.yaml": ("zai-org/GLM-4.1V-9B-Thinking", 40, 20, 32768, 1),
     "glm4_5v.yaml": ("zai-org/GLM-4.5V", 46, 23, 32768, 4),
@@ -51,8 +52,9 @@ def test_settings(parser: FlexibleArgumentParser, name: str) -> None:
     assert ServingSettings.from_additional_config(args.additional_config) == ServingSettings(
         prune_layer=prune_layer, video_share=DEFAULT_SHARE
     )
-    assert prune_layer == default_prune_layer(num_layers)
-    assert wasted_fraction(num_layers, prune_layer) == 0
+    assert prune_layer in (None, default_prune_layer(num_layers))
+    assert prune_layer is None or wasted_fraction(num_layers, prune_layer) == 0
+    assert (prune_layer is None) == bool(family_of(variant_of(model)).entry_only_because)
     assert args.max_model_len == max_model_len
     assert args.max_num_batched_tokens is None, "videos are read over as many steps as vLLM takes"
     assert args.tensor_parallel_size == tensor_parallel
@@ -62,6 +64,7 @@ KINDS = {
     "InternVL": "InternVL",
     "Qwen2.5": "Qwen2_5_VL",
     "A3B": "Qwen3VLMoe",
+    "Qwen3.5": "Qwen3_5",
     "Qwen3": "Qwen3VL",
     "GLM-4.1V": "Glm4v",
     "GLM-4.5V": "Glm4vMoe",

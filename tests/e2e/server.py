@@ -27,11 +27,13 @@ class Server:
         url: Its root, without a trailing slash.
         model: The model name to ask for.
         log: Everything it prints.
+        entry_only: Whether its scheduler is vLLM's own, which counts nothing of ours.
     """
 
     url: str
     model: str
     log: Path
+    entry_only: bool = False
 
     def is_healthy(self) -> bool:
         try:
@@ -77,7 +79,9 @@ class Server:
             for name, several in labels.items()
             for label in several
         }
-        names = ("vllm_dpp_saved_kv_bytes_total", "vllm_dpp_cached_videos_total")
+        names = ["vllm_dpp_saved_kv_bytes_total"]
+        if not self.entry_only:
+            names.append("vllm_dpp_cached_videos_total")
         return found | {name: self.metric(name) for name in names}
 
     def counted(self, before: dict[str, float], seen: int) -> dict[str, float]:

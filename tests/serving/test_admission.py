@@ -34,6 +34,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from vllm_dpp.serving.front import admission
 from vllm_dpp.serving.front.admission import RefusedRequestError, check_http_request
+from vllm_dpp.serving.front.shares import spread
 from vllm_dpp.serving.settings import ServingSettings
 from vllm_dpp.toy.video import render_frames
 
@@ -152,6 +153,19 @@ def test_a_body_is_refused_before_media_are_read(case: str) -> None:
     body, message = REFUSED_BODIES[case]
     with pytest.raises(ValueError, match=message):
         check_http_request(body, SETTINGS)
+
+
+def test_before_the_decoder_alone_a_request_chooses_its_share_alone() -> None:
+    settings = ServingSettings(entry_ratio=0.4).before_the_decoder_alone(6)
+    for xargs in ({"dpp_retention_ratio": 0.5}, {"dpp_rule": "uniform"}, {"dpp_record": 1}):
+        with pytest.raises(ValueError, match="before the decoder alone .*dpp_video_share"):
+            check_http_request(chat(vllm_xargs=xargs), settings)
+    for body in (chat(prompt_logprobs=1), chat(vllm_xargs={"dpp_retention_ratio": 1})):
+        check_http_request(body, settings)
+    body = chat(vllm_xargs={"dpp_video_share": 0.2})
+    spread(body, settings, num_layers=6)
+    assert body.mm_processor_kwargs == {"dpp_entry_ratio": 0.2}
+    check_http_request(body, settings)
 
 
 def test_prompts_with_pruned_images_are_not_scored() -> None:

@@ -17,13 +17,25 @@ from vllm_dpp.serving.settings import ServingSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
+BLOCK_SIZE = 32
 SETTINGS = {"entry_only": True, "entry_ratio": 0.4, "slices_per_segment": 2}
+OTHERS_OWN = {
+    "scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler",
+    "disable_hybrid_kv_cache_manager": True,
+    "kv_events_config": {"enable_kv_cache_events": True, "publisher": "null"},
+}
+"""What is refused where tokens are left out at layer K."""
 
 
-def check(host: EngineHost, judge: Judge) -> None:
-    """All chats at once, and again."""
+def check(host: EngineHost, judge: Judge) -> dict[str, int]:
+    """All chats at once, and again.
+
+    Returns:
+        How many tokens of each were cached at first.
+    """
     settings = ServingSettings(**SETTINGS)
     names = know(judge, settings.entry_ratio, settings)
+    cached = {}
     for again in ("", " again"):
         traffic = host.run(
             [
@@ -34,14 +46,19 @@ def check(host: EngineHost, judge: Judge) -> None:
         for chat, name in names.items():
             keep = judge.keep(name, 1.0, 1, settings)
             answer = traffic.answers[chat + again]
+            cached.setdefault(chat, answer.num_cached_tokens)
             assert judge.difference(answer, name, 1, keep) <= TOLERANCE, chat
         assert (traffic.blocks_held, traffic.plans_left) == (0, 0)
+    return cached
 
 
 @pytest.mark.parametrize(
     "engine",
-    [{"enable_prefix_caching": True, "max_num_batched_tokens": 64, "async_scheduling": True}, {}],
-    ids=["caching-chunked-async", "whole"],
+    [
+        {"enable_prefix_caching": True, "max_num_batched_tokens": 64, "async_scheduling": True},
+        OTHERS_OWN,
+    ],
+    ids=["caching-chunked-async", "of-others"],
 )
 def test_the_engine_is_stock(
     host: EngineHost, judge: Judge, tiny_checkpoint: Path, engine: dict[str, Any]
@@ -64,3 +81,17 @@ def test_two_pipeline_stages(
             max_num_batched_tokens=64,
         )
         check(host, judge)
+
+
+def test_kv_of_another_engine(judge: Judge, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Through a connector, which addresses KV by tokens and videos."""
+    connector = {
+        "kv_connector": "ExampleConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {"shared_storage_path": str(tmp_path)},
+    }
+    with engine_host("v1") as host:
+        for _ in ("writes", "reads"):
+            host.load(tiny_checkpoint, SETTINGS, kv_transfer_config=connector)
+            cached = check(host, judge)
+    assert cached["movie"] >= BLOCK_SIZE

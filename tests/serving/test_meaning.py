@@ -40,6 +40,17 @@ def test_a_minute_of_video(settings: dict[str, Any], expected: str) -> None:
     assert meaning(resolved, config()).endswith(expected)
 
 
+def test_before_the_decoder_alone() -> None:
+    """And of layers of linear attention, which have no KV."""
+    settings = ServingSettings(video_share=0.3).before_the_decoder_alone(28)
+    said = meaning(settings, config())
+    assert said.endswith(" 4608 tokens enter the decoder: 252 MiB of KV instead of 840, 30 %")
+    hybrid = config()
+    types = ["linear_attention"] * 3 + ["full_attention"]
+    hybrid.model_config.hf_text_config.layer_types = 7 * types
+    assert "63 MiB of KV instead of 210, 30 %" in meaning(settings, hybrid)
+
+
 def test_frames_of_as_many_tokens_whatever_their_size() -> None:
     internvl = config()
     internvl.model_config.architecture = "DPPInternVLForConditionalGeneration"

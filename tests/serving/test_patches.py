@@ -133,6 +133,7 @@ OVERRIDDEN = {
         "embed_multimodal": "kwargs",
     },
     PrunedMRopeModelMixin: {
+        "forward": "input_ids positions intermediate_tensors inputs_embeds kwargs",
         "get_encoder_cudagraph_config": "",
         "get_mrope_input_positions": "input_tokens mm_features",
     },

@@ -5,6 +5,7 @@ The configuration is a real one; each case changes the one attribute that its fl
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,14 +13,15 @@ from typing import Any
 import pytest
 from vllm.config import KVEventsConfig, LoRAConfig, SpeculativeConfig
 from vllm.config.compilation import CUDAGraphMode
-from vllm.config.utils import replace
+from vllm.config.utils import replace as replace_config
 from vllm.engine.arg_utils import EngineArgs
 
 from vllm_dpp.serving.front.config_hook import _choose_cudagraphs
 from vllm_dpp.serving.front.refusals import REFUSALS, refused
 from vllm_dpp.serving.settings import ServingSettings
-from vllm_dpp.toy.checkpoint import TINY_QWEN3, make_checkpoint
+from vllm_dpp.toy.checkpoint import TINY_QWEN3, CheckpointSpec, make_checkpoint
 
+SETTINGS = ServingSettings()
 VARIANT = {"architectures": ["DPPQwen2_5_VLForConditionalGeneration"]}
 
 
@@ -70,7 +72,9 @@ def on_a_gpu(config: Any, patch: pytest.MonkeyPatch) -> None:
 
 def replicas_of_experts(config: Any, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(config.parallel_config, "data_parallel_size", 2)
-    assert list(refused(config)) == [], "without experts replicas have nothing to exchange"
+    assert list(refused(config, SETTINGS)) == [], (
+        "without experts replicas have nothing to exchange"
+    )
     patch.setattr(type(config.model_config), "is_moe", True)
 
 
@@ -127,24 +131,28 @@ def test_every_refusal_has_a_case() -> None:
 
 
 def test_a_plain_configuration_is_not_refused(config: Any) -> None:
-    assert list(refused(config)) == []
+    assert list(refused(config, SETTINGS)) == []
 
 
 @pytest.mark.parametrize("flag", CASES)
 def test_refusal(config: Any, monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
     CASES[flag](config, monkeypatch)
-    (line,) = refused(config)
+    (line,) = refused(config, SETTINGS)
     assert line.startswith(f"{flag} cannot be combined with video pruning: ")
     assert ";" in line, "the remedy follows the reason"
+    (refusal,) = (refusal for refusal in REFUSALS if refusal.flag == flag)
+    before_the_decoder_alone = list(refused(config, replace(SETTINGS, entry_only=True)))
+    assert before_the_decoder_alone == ([] if refusal.of_layer_k else [line])
+    assert line.endswith("(entry_only)") == refusal.of_layer_k
 
 
 def test_batch_invariance_turns_breakable_graphs_on(
     config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
-    assert any("VLLM_USE_BREAKABLE_CUDAGRAPH=0" in line for line in refused(config))
+    assert any("VLLM_USE_BREAKABLE_CUDAGRAPH=0" in line for line in refused(config, SETTINGS))
     monkeypatch.setenv("VLLM_USE_BREAKABLE_CUDAGRAPH", "0")
-    assert list(refused(config)) == []
+    assert list(refused(config, SETTINGS)) == []
 
 
 @pytest.mark.parametrize(
@@ -178,14 +186,14 @@ def test_a_step_of_drafts_replays_no_full_graph(
     drafts = SpeculativeConfig(method="ngram", num_speculative_tokens=2, prompt_lookup_max=3)
     monkeypatch.setattr(config, "speculative_config", drafts)
     monkeypatch.setattr(config.compilation_config, "cudagraph_mode", asked and CUDAGraphMode[asked])
-    assert list(refused(config)) == []
+    assert list(refused(config, SETTINGS)) == []
     _choose_cudagraphs(config)
     assert config.compilation_config.cudagraph_mode == CUDAGraphMode[given]
 
 
 def test_events_that_are_off_are_not_refused(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     setting("kv_events_config", KVEventsConfig())(config, monkeypatch)
-    assert list(refused(config)) == []
+    assert list(refused(config, SETTINGS)) == []
 
 
 @pytest.mark.parametrize(
@@ -194,6 +202,9 @@ def test_events_that_are_off_are_not_refused(config: Any, monkeypatch: pytest.Mo
         ({"prune_layer": 6}, "below the model's 6 layers, got 6"),
         ({"retention": 0.5}, "retention_ratio"),
         ({"retention_ratio": 2}, "retention_ratio"),
+        ({"entry_only": True, "rule": "uniform"}, r"rule is about .* layer K, .* \(entry_only\)"),
+        ({"entry_only": True, "prune_layer": 2}, "prune_layer is about what is left out"),
+        ({"entry_only": 1}, "entry_only must be true or false, got 1"),
     ],
 )
 def test_start_up_stops_at_a_bad_setting(
@@ -243,6 +254,37 @@ def test_start_up_resolves_what_depends_on_the_model(config: Any) -> None:
     assert config.scheduler_config.scheduler_cls.startswith("vllm_dpp.")
 
 
+def test_before_the_decoder_alone_the_engine_is_vllms_own(tiny_checkpoint: Path) -> None:
+    """Two stages of a pipeline included."""
+    dpp = {"entry_only": True, "video_share": 0.3}
+    config = engine_args(tiny_checkpoint, dpp, pipeline_parallel_size=2).create_engine_config()
+    resolved = config.additional_config["dpp"]
+    assert (resolved["entry_ratio"], resolved["retention_ratio"]) == (0.3, 1)
+    assert resolved["prune_layer"] == 6, "of six layers"
+    stock = EngineArgs(model=str(tiny_checkpoint)).create_engine_config()
+    assert config.scheduler_config.scheduler_cls == stock.scheduler_config.scheduler_cls
+    assert config.parallel_config.worker_cls == stock.parallel_config.worker_cls
+    assert config.compute_hash() != compile_key(tiny_checkpoint)
+
+
+def test_linear_attention_leaves_the_decoder_to_vllm(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "qwen3_5", CheckpointSpec(architecture="qwen3_5"))
+    variant = {"architectures": ["DPPQwen3_5ForConditionalGeneration"]}
+    config = engine_args(checkpoint, {"video_share": 0.4}, variant).create_engine_config()
+    assert config.additional_config["dpp"]["entry_only"] is True
+    assert config.additional_config["dpp"]["entry_ratio"] == 0.4
+    assert config.cache_config.mamba_ssm_cache_dtype == "float32", "as vLLM's own start-up says"
+    for dpp, message in (
+        ({"entry_only": False}, "entry_only must be true or left out: the linear attention"),
+        (
+            {"retention_ratio": 0.5},
+            rr"retention_ratio is about .*\(the linear attention of this model",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            engine_args(checkpoint, dpp, variant).create_engine_config()
+
+
 def compile_key(checkpoint: Path, **dpp: Any) -> str:
     return engine_args(checkpoint, dpp).create_engine_config().compute_hash()
 
@@ -266,6 +308,9 @@ def test_other_sections_enter_the_compile_key(tiny_checkpoint: Path) -> None:
 def test_the_settings_survive_what_vllm_does_with_its_configuration(config: Any) -> None:
     settings = ServingSettings.of_engine(config)
     assert settings == ServingSettings.from_vllm_config(config)
-    for copied in (pickle.loads(pickle.dumps(config)), replace(config, instance_id="another")):
+    for copied in (
+        pickle.loads(pickle.dumps(config)),
+        replace_config(config, instance_id="another"),
+    ):
         assert ServingSettings.of_engine(copied) == settings
         assert copied.compute_hash() == config.compute_hash()

@@ -6,7 +6,14 @@ import torch
 from vllm.utils.torch_utils import STR_DTYPE_TO_TORCH_DTYPE
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
+    from vllm.config import ModelConfig, VllmConfig
+
+
+def num_kv_layers(model_config: "ModelConfig") -> int:
+    """Layers of the decoder that hold KV: those of linear attention hold a state, however long."""
+    decoder = model_config.hf_text_config
+    types = getattr(decoder, "layer_types", None) or ()
+    return decoder.num_hidden_layers - list(types).count("linear_attention")
 
 
 def kv_bytes_of_layer(vllm_config: "VllmConfig") -> int:

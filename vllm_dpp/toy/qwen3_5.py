@@ -40,6 +40,7 @@ def make_config(
         "linear_value_head_dim": spec.head_dim,
         "linear_num_key_heads": spec.num_kv_heads,
         "linear_num_value_heads": spec.num_heads,
+        "mamba_ssm_dtype": "float32",
         "rope_parameters": qwen3_vl.rope_parameters(spec, rotary_dim)
         | {"partial_rotary_factor": ROTATED},
     }

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_dpp.pruning.budget import num_kept
 from vllm_dpp.serving.front.families import family_of
-from vllm_dpp.serving.kv_size import kv_bytes_of_layer
+from vllm_dpp.serving.kv_size import kv_bytes_of_layer, num_kv_layers
 from vllm_dpp.serving.settings import ServingSettings
 
 if TYPE_CHECKING:
@@ -19,17 +19,19 @@ def meaning(settings: ServingSettings, vllm_config: "VllmConfig") -> str:
     """One line: tokens that enter and are kept of a minute of video, and the bytes of their KV."""
     model = vllm_config.model_config
     layers, split = model.hf_text_config.num_hidden_layers, settings.split_layer
+    below = num_kv_layers(model) if settings.entry_only else split
     seen = _tokens_per_minute(model.hf_config)
     text = family_of(model.architecture).has_text_in_videos
     entered = num_kept(seen, settings.entry_ratio)
     kept = num_kept(entered, settings.retention_ratio)
     per_layer = kv_bytes_of_layer(vllm_config)
-    left = (split * entered + (layers - split) * kept) * per_layer
-    whole = layers * seen * per_layer
+    left = (below * entered + (layers - split) * kept) * per_layer
+    whole = (below + layers - split) * seen * per_layer
+    further = "" if settings.entry_only else f" and {kept} go on from layer {split} of {layers}"
     return (
         f"of a minute of video ({seen} tokens{' and text between slices' if text else ''}: "
         f"{SIDE} x {SIDE} pixels, 2 frames a second) {entered} "
-        f"tokens enter the decoder and {kept} go on from layer {split} of {layers}: "
+        f"tokens enter the decoder{further}: "
         f"{left / 2**20:.0f} MiB of KV instead of {whole / 2**20:.0f}, "
         f"{100 * left / whole:.0f} %"
     )

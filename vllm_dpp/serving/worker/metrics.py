@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from prometheus_client import Counter, Histogram
 from vllm.distributed import get_pp_group, get_tp_group
 
-from vllm_dpp.serving.kv_size import kv_bytes_of_layer
+from vllm_dpp.serving.kv_size import kv_bytes_of_layer, num_kv_layers
 from vllm_dpp.serving.metrics import ProcessMetrics
 from vllm_dpp.serving.plan import Grid, MediaSpan, PrunePlan
 from vllm_dpp.serving.settings import ServingSettings
@@ -33,8 +33,9 @@ class WorkerMetrics(ProcessMetrics):
     def __init__(self, vllm_config: "VllmConfig", settings: ServingSettings) -> None:
         self._counts = get_tp_group().is_first_rank and get_pp_group().is_first_rank
         self._on_gpu = vllm_config.device_config.device_type == "cuda"
-        self._num_layers = vllm_config.model_config.hf_text_config.num_hidden_layers
-        self._split = settings.split_layer
+        decoder = vllm_config.model_config.hf_text_config
+        self._kv_layers = num_kv_layers(vllm_config.model_config)
+        self._kv_layers_above = decoder.num_hidden_layers - settings.split_layer
         self._bytes = kv_bytes_of_layer(vllm_config)
         self._spans: deque[tuple[Part, Mark, Mark]] = deque()
         self._known: dict[str, None] = {}
@@ -103,8 +104,7 @@ class WorkerMetrics(ProcessMetrics):
         self._tokens["seen"].inc(seen)
         self._tokens["entered"].inc(entered)
         self._tokens["kept"].inc(entered - pruned)
-        above = self._num_layers - self._split
-        left_out = (seen - entered) * self._num_layers + pruned * above
+        left_out = (seen - entered) * self._kv_layers + pruned * self._kv_layers_above
         self._saved.inc(left_out * self._bytes)
 
     @contextmanager
