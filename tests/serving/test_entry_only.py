@@ -67,22 +67,6 @@ def test_the_engine_is_stock(
     check(host, judge)
 
 
-def test_two_pipeline_stages(
-    judge: Judge, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Compiled, and over several steps: where rows stand gets from one stage to the next."""
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-    with engine_host("v1") as host:
-        host.load(
-            tiny_checkpoint,
-            SETTINGS,
-            pipeline_parallel_size=2,
-            enforce_eager=False,
-            max_num_batched_tokens=64,
-        )
-        check(host, judge)
-
-
 def test_kv_of_another_engine(judge: Judge, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Through a connector, which addresses KV by tokens and videos."""
     connector = {

@@ -97,8 +97,10 @@ RUN: dict[str | None, tuple[list[str], list[str], list[Any]]] = {
     "other_case": (OTHERS, ["v1"], ["K3-scenes-caching-chunked"]),
     "v2_case": ([*FIRST, *OTHERS], ["v2"], ["K4-question-free-caching-async"]),
     "tensor_parallel_size": (FIRST, [], [2]),
+    "pipeline_parallel_size": (FIRST, [], [2]),
     None: ([*FIRST, *OTHERS], ["v1"], []),
 }
+PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size")
 """Families, runners and cases of each test by its argument, unless ``--family`` names one. Text
 between slices, DeepStack and norms of queries and keys are in the first family. Of the last list a
 prompt may have one video."""
@@ -117,7 +119,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     families, runners, cases = RUN[name]
     if wanted := metafunc.config.getoption("--family"):
         families, runners = [wanted], ["v1", "v2"]
-        cases = cases if name in ("case", "tensor_parallel_size") else []  # of "case", all
+        cases = cases if name in ("case", *PARALLEL) else []  # of "case", all
     metafunc.parametrize("family", families, scope="module")
     if "host" in metafunc.fixturenames:
         metafunc.parametrize("host", runners, indirect=True, scope="module")
@@ -271,3 +273,30 @@ def test_compiled_and_on_two_ranks(
         answer = traffic.answers[name_of(chat, 0.25)]
         assert judge.difference(answer, name, 3, keep) <= TOLERANCE
     assert traffic.blocks_held == 0
+
+
+def test_before_the_decoder_alone_in_two_stages_of_a_pipeline(
+    judge: Judge,
+    chats: Chats,
+    checkpoint: Path,
+    pipeline_parallel_size: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    dpp = {"entry_only": True, "video_share": 0.4}
+    settings = ServingSettings(**dpp).before_the_decoder_alone(6)
+    with engine_host("v1") as host:
+        host.load(
+            checkpoint,
+            dpp,
+            pipeline_parallel_size=pipeline_parallel_size,
+            enforce_eager=False,  # without it stock vLLM's stages lose requests on a CPU
+            enable_prefix_caching=True,
+            max_num_batched_tokens=64,
+        )
+        traffic = host.run([Arrival(chat, judge.engine_prompts[chat]) for chat in chats.in_part])
+    for chat in chats.in_part:
+        name = f"{chat} at 0.4 alone"
+        judge.enter(name, chat, 0.4, settings.entry_config)
+        everything = judge.keep(name, 1.0, 3, settings)
+        assert judge.difference(traffic.answers[chat], name, 3, everything) <= TOLERANCE

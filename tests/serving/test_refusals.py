@@ -278,7 +278,7 @@ def test_linear_attention_leaves_the_decoder_to_vllm(tmp_path: Path) -> None:
         ({"entry_only": False}, "entry_only must be true or left out: the linear attention"),
         (
             {"retention_ratio": 0.5},
-            rr"retention_ratio is about .*\(the linear attention of this model",
+            r"retention_ratio is about .*\(the linear attention of this model",
         ),
     ):
         with pytest.raises(ValueError, match=message):

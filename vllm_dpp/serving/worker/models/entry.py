@@ -86,7 +86,7 @@ class EntryStage(torch.nn.Module):
     ) -> None:
         super().__init__()
         self._config = settings.entry_config
-        self._width, self._encoder_width = width, encoder_width
+        self.width, self._encoder_width = width, encoder_width
         self._places: torch.Tensor | None = None
         self._has_offsets = False
         for name in ("offsets", "positions"):
@@ -104,7 +104,7 @@ class EntryStage(torch.nn.Module):
             keep_indices(
                 [
                     VideoTokens(
-                        video.tokens[:, : self._width], None, video.num_entering, video.grid[0]
+                        video.tokens[:, : self.width], None, video.num_entering, video.grid[0]
                     )
                     for video in videos
                     if video.num_entering < len(video.tokens)

@@ -20,7 +20,6 @@ from vllm.model_executor.models.interns1 import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm.tokenizers.registry import cached_tokenizer_from_config
-from vllm.utils.torch_utils import async_tensor_h2d
 
 from vllm_dpp.serving.front.admission import AdmissionProcessorMixin
 from vllm_dpp.serving.front.entry import TimedEntryProcessorMixin
@@ -65,8 +64,7 @@ class DPPInternVLForConditionalGeneration(PrunedModelMixin, InternS1ForCondition
         self, outputs: Sequence[torch.Tensor], grids: Sequence[Grid], kwargs: Mapping[str, Any]
     ) -> Iterator[dict[str, Any]]:
         texts = [_text_between(slices, self._tokenizer) for slices, *_ in grids]
-        ids = async_tensor_h2d(np.concatenate([ids for ids, _ in texts]), device=outputs[0].device)
-        rows = self.language_model.embed_input_ids(ids).to(outputs[0].dtype)
+        rows = self.embed_text(np.concatenate([ids for ids, _ in texts]), outputs[0])
         own = rows.split([len(ids) for ids, _ in texts])
         for embedded, (_, before), (slices, *_) in zip(own, texts, grids, strict=True):
             yield {

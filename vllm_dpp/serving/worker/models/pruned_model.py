@@ -9,11 +9,14 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from vllm.config import VllmConfig
+from vllm.distributed import get_pp_group
 from vllm.forward_context import get_forward_context
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm.sequence import IntermediateTensors
+from vllm.utils.torch_utils import async_tensor_h2d
 
 from vllm_dpp.serving.front.entry import NUM_ENTERED
 from vllm_dpp.serving.plan import Grid
@@ -91,6 +94,17 @@ class PrunedModelMixin:
             prefix=f"{prefix}.language_model.model" if prefix else "language_model.model",
             deepstack_levels=deepstack_levels,
         )
+
+    def embed_text(self, token_ids: Sequence[int] | np.ndarray, like: torch.Tensor) -> torch.Tensor:
+        """[x, D] of text between slices, of the type and on the device of an encoder's output.
+
+        Pipeline stages behind the first have no embeddings, and no use for what they encode, which
+        is to measure memory.
+        """
+        if not get_pp_group().is_first_rank:
+            return like.new_zeros(len(token_ids), self.entry.width)
+        ids = async_tensor_h2d(token_ids, device=like.device)
+        return self.language_model.embed_input_ids(ids).to(like.dtype)
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Of each item what enters the decoder; vLLM calls it for images or for videos."""

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from vllm.config import VllmConfig
 from vllm.multimodal.inputs import MultiModalFeatureSpec
-from vllm.utils.torch_utils import async_tensor_h2d
 
 from vllm_dpp.serving.front.entry import POSITIONS_PER_TOKEN
 from vllm_dpp.serving.plan import Grid
@@ -48,9 +47,9 @@ class TimedMediaMixin(PrunedMRopeModelMixin):
         self, outputs: Sequence[torch.Tensor], grids: Sequence[Grid], kwargs: Mapping[str, Any]
     ) -> Iterator[dict[str, Any]]:
         texts = self.texts_between(kwargs)
-        ids = async_tensor_h2d([t for text in texts for t in text], device=outputs[0].device)
-        embedded = self.language_model.embed_input_ids(ids).to(outputs[0].dtype)
-        rows = embedded.new_zeros(len(ids), outputs[0].shape[1])  # DeepStack adds nothing to text
+        embedded = self.embed_text([t for text in texts for t in text], outputs[0])
+        # DeepStack adds nothing to text.
+        rows = embedded.new_zeros(len(embedded), outputs[0].shape[1])
         rows[:, : embedded.shape[1]] = embedded
         for text, grid, own in zip(texts, grids, rows.split([len(t) for t in texts]), strict=True):
             slices = TimedSlices.of(text, grid, self.slice_end_id)
