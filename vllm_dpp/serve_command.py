@@ -118,6 +118,7 @@ def _family(
     config = _read_config(source, _value_of("--revision", everything))
     architectures = config.get("architectures") or ["a model without architectures"]
     family = family_of(architectures[0])
+    config = config.get("thinker_config", config)
     num_layers = config.get("text_config", config).get("num_hidden_layers")
     layer = settings.prune_layer
     if None not in (layer, num_layers) and layer >= num_layers:

@@ -2,10 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageTextToText
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    Qwen3OmniMoeThinkerForConditionalGeneration,
+)
 
 from .layers import Rotary, decoder_layer, raw_relevance, rms_norm
 from .media import MediaItem
@@ -17,7 +22,10 @@ class Network:
     """A frozen checkpoint on the CPU. Hidden states are [tokens, hidden], without a batch."""
 
     def __init__(self, checkpoint_path: str | Path, dtype: torch.dtype) -> None:
-        self.model = AutoModelForImageTextToText.from_pretrained(
+        of_class: Any = AutoModelForImageTextToText
+        if AutoConfig.from_pretrained(checkpoint_path).model_type == "qwen3_omni_moe":
+            of_class = Qwen3OmniMoeThinkerForConditionalGeneration
+        self.model = of_class.from_pretrained(
             checkpoint_path, dtype=dtype, attn_implementation="eager"
         )
         self.model.eval().requires_grad_(False)
@@ -69,16 +77,17 @@ class Network:
         vision = self.model.config.vision_config
         if self.model.config.model_type == "internvl" or self._is_llava:
             return torch.arange(len(prompt.token_ids) + num_generated)[None]
-        if self.model.config.model_type.startswith(("qwen3", "glm4v")):
+        if self.model.config.model_type.startswith(("qwen3_vl", "qwen3_5", "glm4v")):
             return mrope_positions_by_slice(
                 len(prompt.token_ids) + num_generated,
                 prompt.media,
                 spatial_merge_size=vision.spatial_merge_size,
             )
+        of_omni = getattr(self.model.config, "position_id_per_seconds", 1.0)
         return mrope_positions(
             len(prompt.token_ids) + num_generated,
             prompt.media,
-            tokens_per_second=getattr(vision, "tokens_per_second", 1.0),
+            tokens_per_second=getattr(vision, "tokens_per_second", of_omni),
             spatial_merge_size=vision.spatial_merge_size,
         )
 
@@ -130,7 +139,7 @@ class Network:
 
     @property
     def _decoder(self) -> torch.nn.Module:
-        return self.model.model.language_model
+        return getattr(self.model.model, "language_model", self.model.model)
 
     def _rotary(self, positions: Tensor) -> Rotary:
         if len(positions) > 1:

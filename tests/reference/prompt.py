@@ -141,8 +141,12 @@ def _place_media(
     processor: ProcessorMixin,
     engine_dtype: torch.dtype,
 ) -> tuple[MediaItem, ...]:
-    # GLM has the token of an image in its videos, too.
-    kinds = outputs["mm_token_type_ids"][0].tolist()
+    if "mm_token_type_ids" in outputs:  # GLM has the token of an image in its videos, too
+        kinds = outputs["mm_token_type_ids"][0].tolist()
+    else:
+        known = processor.tokenizer.convert_tokens_to_ids
+        of = {known(processor.image_token): 1, known(processor.video_token): 2}
+        kinds = [of.get(token, 0) for token in token_ids]
     waiting = {
         1: _items_of("image", outputs, engine_dtype),
         2: _items_of("video", outputs, engine_dtype),
@@ -198,8 +202,9 @@ def _items_of(
     pixels = outputs["pixel_values" if modality == "image" else "pixel_values_videos"]
     pixels_of_item = pixels.to(engine_dtype).split(grids.prod(-1).tolist())
     seconds = torch.ones(len(grids))
-    if "second_per_grid_ts" in outputs and modality == "video":
-        seconds = torch.as_tensor(outputs["second_per_grid_ts"]).to(engine_dtype)
+    for name in ("second_per_grid_ts", "video_second_per_grid"):
+        if name in outputs and modality == "video":
+            seconds = torch.as_tensor(outputs[name]).to(engine_dtype)
     return [
         {
             "modality": modality,

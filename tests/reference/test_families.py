@@ -19,6 +19,7 @@ FAMILIES = [
     "qwen3_vl_moe",
     "qwen3_5",
     "qwen3_5_moe",
+    "qwen3_omni_moe",
     "glm4v",
     "glm4v_moe",
     "internvl",
@@ -38,9 +39,10 @@ def test_without_pruning_the_logits_are_those_of_transformers(
     reference: Reference, name: str
 ) -> None:
     prompt = reference.from_messages(CHATS[name])
-    has_text = not reference.network.model.config.model_type.startswith(("qwen2", "llava"))
+    model_type = reference.network.model.config.model_type
+    has_text = not model_type.startswith(("qwen2", "qwen3_omni", "llava"))
     with torch.inference_mode():
-        expected = OF_FAMILY[reference.network.model.config.model_type](reference, prompt)
+        expected = OF_FAMILY[model_type](reference, prompt)
         layer = DEEPSTACK_LEVELS
         if reference.network.has_linear_attention:
             layer = reference.network.num_layers
@@ -72,6 +74,16 @@ def of_one_kind(reference: Reference, prompt: Prompt) -> Tensor:
     hidden = network.embeddings(prompt, (), network.media_embeddings(prompt))
     positions = network.positions(prompt, 0)[:, None]
     return network.model(inputs_embeds=hidden[None], position_ids=positions).logits[0]
+
+
+def of_seconds(reference: Reference, prompt: Prompt) -> Tensor:
+    """By the tokens, and how long slices are."""
+    inputs = model_inputs(prompt)
+    seconds = torch.tensor([video.second_per_grid_t for video in prompt.videos])
+    mask = torch.ones_like(inputs["input_ids"])
+    return reference.network.model(
+        **inputs, attention_mask=mask, video_second_per_grid=seconds
+    ).logits[0]
 
 
 def of_pictures(reference: Reference, prompt: Prompt) -> Tensor:
@@ -106,6 +118,7 @@ OF_FAMILY = {
     "qwen3_vl_moe": with_its_own_positions,
     "qwen3_5": with_its_own_positions,
     "qwen3_5_moe": with_its_own_positions,
+    "qwen3_omni_moe_thinker": of_seconds,
     "glm4v": of_one_kind,
     "glm4v_moe": of_one_kind,
     "internvl": of_pictures,

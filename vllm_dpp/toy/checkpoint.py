@@ -20,6 +20,7 @@ from vllm_dpp.toy import (
     qwen2_vl,
     qwen3_5,
     qwen3_5_moe,
+    qwen3_omni_moe,
     qwen3_vl,
     qwen3_vl_moe,
 )
@@ -32,6 +33,7 @@ Architecture = Literal[
     "qwen3_vl_moe",
     "qwen3_5",
     "qwen3_5_moe",
+    "qwen3_omni_moe",
     "internvl",
     "glm4v",
     "glm4v_moe",
@@ -44,6 +46,7 @@ _ARCHITECTURES: dict[str, Any] = {
     "qwen3_vl_moe": qwen3_vl_moe,
     "qwen3_5": qwen3_5,
     "qwen3_5_moe": qwen3_5_moe,
+    "qwen3_omni_moe": qwen3_omni_moe,
     "internvl": internvl,
     "glm4v": glm4v,
     "glm4v_moe": glm4v_moe,
@@ -176,8 +179,8 @@ def _make_model(
         for weight in model.state_dict().values():  # not all of them are parameters
             if weight.ndim == 1:
                 weight += spec.initializer_range * torch.randn_like(weight)
+    decoder = config.get_text_config()
     model.generation_config = GenerationConfig(
-        eos_token_id=config.text_config.eos_token_id,
-        pad_token_id=config.text_config.pad_token_id,
+        eos_token_id=decoder.eos_token_id, pad_token_id=decoder.pad_token_id
     )
     return model.to(getattr(torch, spec.dtype))

@@ -1,7 +1,7 @@
 """A small Qwen3-VL with a mixture of experts: what `checkpoint` asks of an architecture."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import Qwen2Tokenizer, Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
@@ -18,15 +18,17 @@ make_processor = qwen3_vl.make_processor
 
 def make_config(spec: "CheckpointSpec", tokenizer: Qwen2Tokenizer) -> Qwen3VLMoeConfig:
     """The configuration of a model of this shape, for the tokenizer's special tokens."""
-    return qwen3_vl.make_config(
-        spec,
-        tokenizer,
-        Qwen3VLMoeConfig,
-        num_experts=NUM_EXPERTS,
-        num_experts_per_tok=PER_TOKEN,
-        moe_intermediate_size=3 * spec.hidden_size // 4,
-        norm_topk_prob=True,  # as transformers always does, and vLLM where it is told
-    )
+    return qwen3_vl.make_config(spec, tokenizer, Qwen3VLMoeConfig, **expert_fields(spec))
+
+
+def expert_fields(spec: "CheckpointSpec") -> dict[str, Any]:
+    """Of the decoder's experts."""
+    return {
+        "num_experts": NUM_EXPERTS,
+        "num_experts_per_tok": PER_TOKEN,
+        "moe_intermediate_size": 3 * spec.hidden_size // 4,
+        "norm_topk_prob": True,  # as transformers always does, and vLLM where it is told
+    }
 
 
 def released(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

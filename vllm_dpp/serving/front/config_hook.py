@@ -9,7 +9,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
 from vllm_dpp.serving.front import metrics
-from vllm_dpp.serving.front.families import Family, family_of
+from vllm_dpp.serving.front.families import Family, family_of, seeing_config
 from vllm_dpp.serving.front.meaning import meaning
 from vllm_dpp.serving.front.refusals import refused
 from vllm_dpp.serving.layer_groups import default_prune_layer, wasted_fraction
@@ -86,7 +86,7 @@ def resolve(vllm_config: "VllmConfig", family: Family) -> ServingSettings:
             model_config, family.video_token, "video_token_id", "stands for a video's tokens"
         )
     elif pad is None:
-        pad = model_config.hf_config.video_token_id
+        pad = seeing_config(model_config).video_token_id
     if settings.video_end_length not in (None, family.video_end_length):
         raise ValueError(
             f"{SECTION}.video_end_length of this model is {family.video_end_length}, got "
@@ -106,7 +106,7 @@ def resolve(vllm_config: "VllmConfig", family: Family) -> ServingSettings:
 
 def deepstack_levels(model_config: "ModelConfig") -> int:
     """How many of the decoder's first layers get features of the vision encoder's depth."""
-    vision = getattr(model_config.hf_config, "vision_config", None)
+    vision = getattr(seeing_config(model_config), "vision_config", None)
     return len(getattr(vision, "deepstack_visual_indexes", None) or ())
 
 

@@ -102,7 +102,7 @@ class EntryProcessorMixin:
         """The request's own ratio, or the server's."""
         ratio = hf_kwargs.get(ENTRY_RATIO_ARG)
         if ratio is None:
-            return getattr(self.info.get_hf_config(), ENTRY_RATIO_ARG, 1.0)
+            return getattr(self.info.ctx.model_config.hf_config, ENTRY_RATIO_ARG, 1.0)
         require_ratio(f"mm_processor_kwargs: {ENTRY_RATIO_ARG}", ratio)
         return ratio
 

@@ -1,8 +1,12 @@
 """The model families that can be pruned: one entry each, nothing imported until it is used."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from vllm_dpp.serving.settings import ServingSettings
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,14 @@ FAMILIES = (
         entry_only_because=LINEAR_ATTENTION,
     ),
     Family(
+        base="Qwen3OmniMoeForConditionalGeneration",
+        variant="DPPQwen3OmniMoeForConditionalGeneration",
+        implementation=(
+            "vllm_dpp.serving.worker.models.qwen3_omni_moe:DPPQwen3OmniMoeForConditionalGeneration"
+        ),
+        turn_end_token="<|im_end|>",
+    ),
+    Family(
         base="InternVLForConditionalGeneration",
         variant="DPPInternVLForConditionalGeneration",
         implementation="vllm_dpp.serving.worker.models.internvl:DPPInternVLForConditionalGeneration",
@@ -141,3 +153,8 @@ def family_of(architecture: str) -> Family:
             return family
     known = ", ".join(family.base for family in FAMILIES)
     raise ValueError(f"{architecture} cannot be pruned; supported architectures: {known}")
+
+
+def seeing_config(model_config: "ModelConfig") -> Any:
+    """The configuration of the part of a model that has a vision encoder."""
+    return getattr(model_config.hf_config, "thinker_config", model_config.hf_config)

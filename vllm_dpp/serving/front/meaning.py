@@ -4,7 +4,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from vllm_dpp.pruning.budget import num_kept
-from vllm_dpp.serving.front.families import family_of
+from vllm_dpp.serving.front.families import family_of, seeing_config
 from vllm_dpp.serving.kv_size import kv_bytes_of_layer, num_kv_layers
 from vllm_dpp.serving.settings import ServingSettings
 
@@ -20,7 +20,7 @@ def meaning(settings: ServingSettings, vllm_config: "VllmConfig") -> str:
     model = vllm_config.model_config
     layers, split = model.hf_text_config.num_hidden_layers, settings.split_layer
     below = num_kv_layers(model) if settings.entry_only else split
-    seen = _tokens_per_minute(model.hf_config)
+    seen = _tokens_per_minute(seeing_config(model))
     text = family_of(model.architecture).has_text_in_videos
     entered = num_kept(seen, settings.entry_ratio)
     kept = num_kept(entered, settings.retention_ratio)

@@ -125,7 +125,7 @@ class EntryStage(torch.nn.Module):
         """Take the places off the embeddings of a step, and remember them for its forward pass.
 
         Args:
-            embeddings: Of each image and video of the step [n, W], with or without places.
+            embeddings: Of each item of the step [n, W], or less, with or without places.
             is_multimodal: [num_rows] bool, which rows of the step they are.
 
         Returns:
@@ -174,7 +174,7 @@ class EntryStage(torch.nn.Module):
 
     def _places_of(self, item: torch.Tensor) -> torch.Tensor:
         """[n, 4] int64; zero where positions are in the prompt's list."""
-        if item.shape[1] == self._encoder_width:
+        if item.shape[1] <= self._encoder_width:  # sound has no levels of DeepStack
             return item.new_zeros(len(item), _COORDINATES, dtype=torch.int64)
         digits = item[:, self._encoder_width :].long().unflatten(1, (_COORDINATES, _DIGITS))
         high, middle, low = digits.unbind(dim=2)

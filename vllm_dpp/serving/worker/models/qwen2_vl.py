@@ -30,17 +30,23 @@ class PrunedQwen2VLMixin(PrunedMRopeModelMixin):
 
     config: Any
     iter_mm_grid_thw: Any
+    deepstack_num_level = 0
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
-        self.split(vllm_config, prefix)
+        self.split(vllm_config, prefix, self.deepstack_num_level)
+
+    @property
+    def positions_per_second(self) -> float:
+        """How far a second of a video reaches on the axis of time."""
+        return getattr(self.config.vision_config, "tokens_per_second", 1.0)
 
     def encoded_videos(
         self, outputs: Sequence[torch.Tensor], grids: Sequence[Grid], kwargs: Mapping[str, Any]
     ) -> Iterator[dict[str, Any]]:
         seconds = kwargs.get("second_per_grid_ts")
         seconds = [1.0] * len(grids) if seconds is None else seconds.flatten().tolist()
-        rate = getattr(self.config.vision_config, "tokens_per_second", 1.0)
+        rate = self.positions_per_second
         for (slices, *_), second in zip(grids, seconds, strict=True):
             times = _times(slices, second * rate)
             yield {"origins": np.stack([times, 0 * times, 0 * times], axis=1)}
