@@ -56,6 +56,13 @@ ALONE = {
     ],
 }
 """For families of which vLLM takes one video a prompt; of the strip all enters."""
+SCENE, VIEW = video(5, 6, 352, 416), video(6, 4, 416, 352)  # 429 and 286 tokens
+LIFELIKE = {
+    "scene": [user(SCENE, text("What moves?"))],
+    "view and image and scene": [user(VIEW, text("or"), image(4, 84, 56), SCENE, text("?"))],
+    "scene later": [user(SCENE, text("What?")), assistant("A disc."), user(VIEW, text("And?"))],
+}
+"""For families whose processor makes small frames large, and neighbours alike."""
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "K3": ({"prune_layer": 3, "slices_per_segment": 2}, {}),
     "K4-caching-async": (
@@ -90,7 +97,15 @@ ENTRY_CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 FIRST = ["qwen3_vl"]
-OTHERS = ["qwen3_vl_moe", "qwen2_vl", "glm4v", "glm4v_moe", "internvl", "llava_onevision"]
+OTHERS = [
+    "qwen3_vl_moe",
+    "qwen3_omni_moe",
+    "qwen2_vl",
+    "glm4v",
+    "glm4v_moe",
+    "internvl",
+    "llava_onevision",
+]
 ONE_VIDEO = ["glm4v", "glm4v_moe"]
 RUN: dict[str | None, tuple[list[str], list[str], list[Any]]] = {
     "case": (FIRST, ["v1"], [*CASES, *ENTRY_CASES]),
@@ -147,6 +162,8 @@ def chats(family: Architecture) -> Chats:
         # Stock vLLM's engine ends at two videos of different lengths in a step.
         survived = [name for name in CHATS if name not in ("two videos", "two turns")]
         return Chats([*CHATS, *LARGE], list(LARGE), survived)
+    if family == "qwen3_omni_moe":
+        return Chats(["text", *LIFELIKE], list(LIFELIKE), list(CHATS))
     if family not in ONE_VIDEO:
         return Chats([*CHATS, *MORE], list(LARGE), list(CHATS))
     known = CHATS | MORE
@@ -163,7 +180,7 @@ def judge(checkpoint: Path) -> Iterator[Judge]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     judge = Judge(checkpoint)
-    for name, messages in (MORE | LARGE | ALONE).items():
+    for name, messages in (MORE | LARGE | ALONE | LIFELIKE).items():
         judge.add(name, messages)
     yield judge
     torch.set_num_threads(threads)

@@ -66,7 +66,8 @@ def make_config(spec: "CheckpointSpec", tokenizer: Qwen2Tokenizer) -> Qwen3OmniM
     }
     thinker = {
         "text_config": without_type(seeing.text_config.to_dict())
-        | qwen3_vl_moe.expert_fields(spec),
+        | qwen3_vl_moe.expert_fields(spec)
+        | {"tie_word_embeddings": False},
         "vision_config": without_type(seeing.vision_config.to_dict())
         | {
             # As released checkpoints say beside what transformers knows of.
