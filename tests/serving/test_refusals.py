@@ -84,6 +84,9 @@ CASES = {
     "--mm-processor-kwargs dpp_entry_ratio": setting(
         "model_config.multimodal_config.mm_processor_kwargs", {"dpp_entry_ratio": 0.5}
     ),
+    "--mm-processor-kwargs use_audio_in_video": setting(
+        "model_config.multimodal_config.mm_processor_kwargs", {"use_audio_in_video": True}
+    ),
     "--pipeline-parallel-size": setting("parallel_config.pipeline_parallel_size", 2),
     "--data-parallel-size with experts": replicas_of_experts,
     "--enable-return-routed-experts": setting(

@@ -63,6 +63,7 @@ def make_config(spec: "CheckpointSpec", tokenizer: Qwen2Tokenizer) -> Qwen3OmniM
         "d_model": spec.vision_hidden_size,
         "downsample_hidden_size": 16,
         "output_dim": spec.hidden_size,
+        "initializer_range": 4 * spec.initializer_range,  # or no sound would get through
     }
     thinker = {
         "text_config": without_type(seeing.text_config.to_dict())

@@ -35,6 +35,7 @@ class Refusal:
     of_layer_k: bool = True
 
 
+AUDIO_IN_VIDEO = "use_audio_in_video"
 REFUSALS = (
     Refusal(
         "--pipeline-parallel-size",
@@ -43,8 +44,14 @@ REFUSALS = (
     ),
     Refusal(
         f"--mm-processor-kwargs {ENTRY_RATIO_ARG}",
-        lambda c: ENTRY_RATIO_ARG in (c.model_config.multimodal_config.mm_processor_kwargs or {}),
+        lambda c: ENTRY_RATIO_ARG in (_multimodal(c).mm_processor_kwargs or {}),
         "it is an argument of requests and would be ignored; use --entry-ratio",
+        of_layer_k=False,
+    ),
+    Refusal(
+        f"--mm-processor-kwargs {AUDIO_IN_VIDEO}",
+        lambda c: bool((_multimodal(c).mm_processor_kwargs or {}).get(AUDIO_IN_VIDEO)),
+        "sound would stand between the slices of a video; send it as audio beside the video",
         of_layer_k=False,
     ),
     Refusal(

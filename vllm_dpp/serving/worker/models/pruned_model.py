@@ -20,7 +20,7 @@ from vllm.utils.torch_utils import async_tensor_h2d
 
 from vllm_dpp.serving.front.entry import NUM_ENTERED
 from vllm_dpp.serving.plan import Grid
-from vllm_dpp.serving.settings import ServingSettings
+from vllm_dpp.serving.settings import MODALITIES, ServingSettings
 from vllm_dpp.serving.worker.adapters import Adapters
 from vllm_dpp.serving.worker.context import PruningContext
 from vllm_dpp.serving.worker.metrics import WorkerMetrics
@@ -150,8 +150,9 @@ class PrunedModelMixin:
         return super().forward(input_ids, positions, *args, **kwargs)  # type: ignore[misc]
 
     def media_grids(self, mm_features: Sequence[MultiModalFeatureSpec]) -> dict[int, Grid]:
-        """Slices, rows and columns of each item's tokens, by first prompt position."""
-        return {feature.mm_position.offset: self.grid_of(feature) for feature in mm_features}
+        """Slices, rows and columns of each image and video, in tokens, by first prompt position."""
+        seen = (feature for feature in mm_features if feature.modality in MODALITIES)
+        return {feature.mm_position.offset: self.grid_of(feature) for feature in seen}
 
 
 class PrunedMRopeModelMixin(PrunedModelMixin):

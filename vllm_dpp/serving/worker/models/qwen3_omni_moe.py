@@ -18,6 +18,7 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec
 
 from vllm_dpp.serving.front.admission import AdmissionProcessorMixin
 from vllm_dpp.serving.front.entry import EntryProcessorMixin
+from vllm_dpp.serving.front.refusals import AUDIO_IN_VIDEO
 from vllm_dpp.serving.worker.models.qwen2_vl import PrunedQwen2VLMixin
 
 
@@ -27,9 +28,9 @@ class DPPQwen3OmniMoeThinkerProcessor(
     """A front end that builds it also checks what requests ask for; videos may be shortened."""
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
-        if hf_kwargs.get("use_audio_in_video"):
+        if hf_kwargs.get(AUDIO_IN_VIDEO):
             raise ValueError(
-                "mm_processor_kwargs: use_audio_in_video puts sound between the slices of a video, "
+                f"mm_processor_kwargs: {AUDIO_IN_VIDEO} puts sound between the slices of a video, "
                 "which cannot be pruned: leave it out, and send the sound as audio beside the video"
             )
         return super()._apply_hf_processor_main(mm_items, hf_kwargs)
