@@ -92,7 +92,7 @@ def _validate(additional: Json) -> ServingSettings:
     try:
         settings = ServingSettings.from_additional_config(additional)
         if settings.entry_only:
-            settings.before_the_decoder_alone(num_layers=1)  # what it is, the server will see
+            settings.as_entry_only(num_layers=1)  # what it is, the server will see
         return settings
     except ValueError as error:
         names = "|".join(field.name for field in fields(ServingSettings))

@@ -156,7 +156,7 @@ def test_a_body_is_refused_before_media_are_read(case: str) -> None:
 
 
 def test_before_the_decoder_alone_a_request_chooses_its_share_alone() -> None:
-    settings = ServingSettings(entry_ratio=0.4).before_the_decoder_alone(6)
+    settings = ServingSettings(entry_ratio=0.4).as_entry_only(6)
     for xargs in ({"dpp_retention_ratio": 0.5}, {"dpp_rule": "uniform"}, {"dpp_record": 1}):
         with pytest.raises(ValueError, match="before the decoder alone .*dpp_video_share"):
             check_http_request(chat(vllm_xargs=xargs), settings)

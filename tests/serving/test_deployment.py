@@ -25,9 +25,8 @@ STEP = {"max_num_batched_tokens": 64}  # videos are read over several steps
     [
         ({"enforce_eager": False}, replace(SETTINGS, entry_ratio=0.5)),
         (TENSOR_PARALLEL, SETTINGS),
-        (TENSOR_PARALLEL, replace(SETTINGS, shard_selection=True, entry_ratio=0.5)),
     ],
-    ids=["compiled", "tensor parallel", "sharded"],
+    ids=["compiled", "tensor parallel"],
 )
 def test_answers_stay_exact(
     engine: dict[str, Any],

@@ -57,7 +57,7 @@ def test_error_is_no_larger_than_stock(
     judge = Judge(checkpoint, engine_dtype=torch.bfloat16)
     rounded = Reference(checkpoint, dtype=torch.bfloat16, engine_dtype=torch.bfloat16)
     errors, num_layers = Errors(judge, rounded), judge.reference.network.num_layers
-    settings = ServingSettings(video_share=SHARE).before_the_decoder_alone(num_layers)
+    settings = ServingSettings(video_share=SHARE).as_entry_only(num_layers)
     for chat, messages in CHATS_IN_PART.items():
         judge.add(chat, messages)
     chats = list(CHATS_IN_PART)

@@ -42,7 +42,7 @@ def test_a_minute_of_video(settings: dict[str, Any], expected: str) -> None:
 
 def test_before_the_decoder_alone() -> None:
     """And of layers of linear attention, which have no KV."""
-    settings = ServingSettings(video_share=0.3).before_the_decoder_alone(28)
+    settings = ServingSettings(video_share=0.3).as_entry_only(28)
     said = meaning(settings, config())
     assert said.endswith(" 4608 tokens enter the decoder: 252 MiB of KV instead of 840, 30 %")
     hybrid = config()

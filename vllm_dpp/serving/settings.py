@@ -150,7 +150,7 @@ class ServingSettings(PruningConfig):
         if self.record_dir is not None and not isinstance(self.record_dir, str):
             raise ValueError(f"record_dir must be a path or null, got {self.record_dir!r}")
 
-    def before_the_decoder_alone(self, num_layers: int, why: str = "entry_only") -> Self:
+    def as_entry_only(self, num_layers: int, why: str = "entry_only") -> Self:
         """The settings of an engine in which nothing is left out at layer K, which then is L.
 
         Args:

@@ -60,7 +60,7 @@ def resolve(vllm_config: "VllmConfig", family: Family) -> ServingSettings:
     num_layers = model_config.hf_text_config.num_hidden_layers
     if settings.entry_only or family.entry_only_because:
         why = family.entry_only_because or "entry_only"
-        return settings.before_the_decoder_alone(num_layers, why)
+        return settings.as_entry_only(num_layers, why)
     layer = settings.prune_layer
     if layer is None:
         layer = default_prune_layer(num_layers)
