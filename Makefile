@@ -17,7 +17,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 \
 	VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
 # Half of the tests, by time.
 BESIDE := tests/bench tests/e2e tests/patches tests/pruning tests/quality \
-	tests/serving/scheduling tests/serving/test_families.py
+	tests/serving/scheduling
 CPU_VLLM := VLLM_CPU_KVCACHE_SPACE=$${VLLM_CPU_KVCACHE_SPACE:-1}
 
 PYTEST = $(OFFLINE) $(CPU_VLLM) $(BIN)/python -m pytest

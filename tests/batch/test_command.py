@@ -31,7 +31,7 @@ FLAGS = ["--max-model-len", "1024", "--dtype", "float32", "--enforce-eager", "--
 ENVIRONMENT = os.environ | {"RAY_AUTH_MODE": "disabled"}  # a token may lie in the home folder
 MAX_TOKENS = 16
 SHARES = (None, 0.2, 1.0)
-NUM_VIDEOS, NUM_QUESTIONS = 24, 5
+NUM_VIDEOS, NUM_QUESTIONS = 12, 5
 ERRORS = {
     "no mp4": "Could not open video stream",
     "gone": "No such file",

@@ -62,8 +62,8 @@ class ServingSettings(PruningConfig):
         entry_rule: The rule that chooses them, which sees no question.
         entry_only: Whether no token is left out at layer K. Then the decoder, its scheduler and its
             KV cache are vLLM's own, and so is what runs beside them: pipeline parallelism, KV
-            connectors and offloading, windows. `video_share` is what enters. ``None``: where
-            nothing else can be done in a family.
+            connectors and offloading, windows. `video_share` is what enters. On in families of
+            which nothing else can be done, otherwise off.
         min_retention_ratio: The smallest ``dpp_retention_ratio`` a request may ask for.
         record_dir: Folder for the records that requests with ``dpp_record`` ask for; ``None``
             refuses such requests.
