@@ -106,6 +106,18 @@ def test_every_setting_has_a_flag_with_help(capsys: pytest.CaptureFixture[str]) 
     for field in fields(ServingSettings):
         assert serve_command.flag_of(field.name) in text
         assert len(described[field.name]) > 20
+        first, second = described[field.name][:2]
+        assert not (first.isupper() and second.islower()), "help texts begin with a small letter"
+        assert not described[field.name].endswith(".")
+
+
+@pytest.mark.parametrize("command", ["chat", "quality", "serve", "soak", "throughput"])
+def test_what_is_left_out_has_no_default(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["bench", command, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "(default: " in text
+    assert not any(f"(default: {nothing})" in text for nothing in ("None", "[]", "False"))
 
 
 def test_own_json_is_merged(capsys: pytest.CaptureFixture[str], model: str) -> None:

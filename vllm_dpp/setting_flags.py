@@ -33,11 +33,13 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def described_fields(cls: type) -> dict[str, str]:
-    """What the `Args:` of a class and its bases say of each field."""
+    """What the `Args:` of a class and its bases say of each field, as help texts begin and end."""
     described = {}
     for part in reversed(cls.__mro__):
         text = inspect.cleandoc(part.__doc__ or "")
         section = text.partition("Args:\n")[2].partition("Raises:\n")[0]
         for name, text in re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", section, re.MULTILINE):
-            described[name] = " ".join(text.replace("`", "").split())
+            words = " ".join(text.replace("`", "").split())
+            is_word = words[1:2].islower()  # and no symbol, such as K
+            described[name] = (words[0].lower() + words[1:] if is_word else words).removesuffix(".")
     return described

@@ -19,6 +19,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
+from vllm_dpp.bench.help import HelpFormatter
 from vllm_dpp.bench.provenance import one_line, provenance
 from vllm_dpp.bench.pruner.problem import DESCRIPTION, Case, Problem, make_problem
 from vllm_dpp.bench.pruner.timing import interleaved, seconds_of_call
@@ -69,7 +70,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         prog="vllm-dpp bench large-segments",
         description="Exact selection in long segments against its approximation by projected "
         "features, and against two ranks that share the segments.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("--lengths", type=int, nargs="+", default=[256, 512, 1024, 2048, 4096], metavar="n")

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vllm_dpp.bench.help import HelpFormatter
 from vllm_dpp.bench.provenance import one_line, provenance
 from vllm_dpp.bench.summary import table
 from vllm_dpp.pruning import PruningConfig, keep_indices
@@ -89,7 +90,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         prog="vllm-dpp bench share-out",
         description="Ways to share the kept tokens of a long video out among its segments, held "
         "to one selection from the whole video.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("--model", type=Path, default=TRAINED, metavar="DIR", help="whose vision encoder")

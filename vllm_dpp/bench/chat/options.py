@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vllm_dpp.bench.chat.arms import ARMS
+from vllm_dpp.bench.help import HelpFormatter
 from vllm_dpp.serve_command import DEFAULT_SHARE
 
 MODULE = "vllm_dpp.bench.chat"
@@ -17,7 +18,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Conversations about a video, and streams that decode while a long video "
         "arrives, on stock and pruned servers over HTTP. All servers stay up and are asked in "
         "turn, one request at a time. Other flags go to every server.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument

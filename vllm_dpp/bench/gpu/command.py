@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_dpp.bench.gpu import kernels, marked_tests, model
+from vllm_dpp.bench.help import HelpFormatter
 from vllm_dpp.bench.provenance import git_state, one_line
 
 MODULE = "vllm_dpp.bench.gpu"
@@ -86,7 +87,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="vllm-dpp bench gpu",
         description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="of results and logs")

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from vllm_dpp.bench.help import HelpFormatter
 from vllm_dpp.bench.provenance import one_line, provenance
 from vllm_dpp.bench.summary import spread_text, table
 from vllm_dpp.bench.throughput import options as throughput_options
@@ -114,7 +115,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=f"python -m {MODULE}",
         description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("--model", default=SHAPES[0], help=f"{', '.join(SHAPES)}, toy:mid or toy:tiny")

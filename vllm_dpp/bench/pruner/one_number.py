@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vllm_dpp.bench.help import HelpFormatter
 from vllm_dpp.pruning.cdpruner import global_cdpruner_segment_prune
 from vllm_dpp.pruning.checks import require_integer
 
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`benchmark_dpp_pruning` as a command; its arguments are the flags."""
     parser = argparse.ArgumentParser(
         prog="python -m vllm_dpp.bench.pruner.one_number",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     defaults = benchmark_dpp_pruning.__defaults__ or ()
     names = benchmark_dpp_pruning.__code__.co_varnames[: len(defaults)]

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from vllm_dpp.bench.help import HelpFormatter
 from vllm_dpp.bench.quality.arms import BUDGETS, DEFAULT_METHODS, EVS, FRAMES, FULL, GRAMMAR
 from vllm_dpp.bench.quality.test_set import TEST_SETS
 from vllm_dpp.quality.evaluate import SPLITS
@@ -31,7 +32,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         description="Right answers of a small trained model through vLLM, by method, at equal "
         "share of LM prefill and KV. Answers are kept in the output folder: a run that was "
         "interrupted, or is given more methods, goes on from there.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vllm_dpp.bench.chat.arms import EVS_WORKER
+from vllm_dpp.bench.help import HelpFormatter
 from vllm_dpp.bench.throughput.arms import GRAMMAR, Arm
 
 MODULE = "vllm_dpp.bench.serve"
@@ -21,7 +22,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Stock vLLM, EVS and this plugin in turn under vLLM's own `vllm bench serve`: "
         "one random video a request, so many requests at once. All servers stay up, one is asked "
         "at a time. Other flags go to every server.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument

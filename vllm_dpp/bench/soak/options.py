@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vllm_dpp.bench.chat.arms import Arm
+from vllm_dpp.bench.help import HelpFormatter
 
 MODULE = "vllm_dpp.bench.soak"
 TRAINED = "trained"
@@ -19,7 +20,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "files and bad arguments at once, with too little KV memory: every answer must be its "
         "serial answer, every bad request get a 4xx, and nothing stay behind. Other flags go to "
         "the server.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vllm_dpp.bench.help import HelpFormatter
 from vllm_dpp.bench.throughput.arms import DEFAULT_ARMS, GRAMMAR, Arm, Model, parse_arm
 from vllm_dpp.bench.throughput.workload import Workload
 
@@ -19,7 +20,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog=f"python -m {MODULE}",
         description="Offline throughput of stock vLLM, EVS and mid-decoder pruning, arm by arm and "
         "round by round on the same videos, with the same KV bytes and scheduler limits.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     _add_work(parser)
     _add_engine(parser)
