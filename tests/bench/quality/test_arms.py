@@ -25,6 +25,8 @@ def test_names() -> None:
         "change+dpp-none@4:1/2", 4, "dpp-none", entry="change", fraction=0.5
     )
     assert parse_method(TWO_STAGES).fraction is None
+    assert parse_method("evs") == Method("evs")  # vLLM's own, and as a first stage of two:
+    assert parse_method("evs+dpp-none@4").entry == "evs"
     for wrong in (
         "attention",
         "nothing@3",

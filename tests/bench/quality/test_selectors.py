@@ -1,13 +1,13 @@
-"""The settings that the arms stand for, and the peer's rule."""
+"""The settings that the arms stand for, and the peers' rules."""
 
 import pytest
 import torch
 
 pytest.importorskip("vllm")
 
-from vllm.multimodal.video_prune.vidcom2 import compute_retention_mask  # noqa: E402
+from vllm.multimodal.video_prune import evs, vidcom2  # noqa: E402
 
-from vllm_dpp.bench.quality import vidcom2  # noqa: E402
+from vllm_dpp.bench.quality import stock_rules  # noqa: E402
 from vllm_dpp.bench.quality.selectors import SELECTORS  # noqa: E402
 from vllm_dpp.pruning import keep_indices  # noqa: E402
 from vllm_dpp.pruning.rules import RULES  # noqa: E402
@@ -19,8 +19,9 @@ NUM_SLICES, CELLS = 8, 16
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(RULES, "vidcom2", RULES["dpp"])  # so that it is taken out again
-    vidcom2.register()
+    for name in ("evs", "vidcom2"):
+        monkeypatch.setitem(RULES, name, RULES["dpp"])  # so that it is taken out again
+    stock_rules.register()
 
 
 def video(num_kept: int) -> VideoTokens:
@@ -52,7 +53,19 @@ def test_the_default_is_the_products() -> None:
 
 def test_vidcom2_is_vllms() -> None:
     tokens = video(40)
-    mask = compute_retention_mask(tokens.features, (NUM_SLICES, 4, 4), 1, 1 - 40.5 / 128)
-    assert vidcom2.keep(tokens).tolist() == mask.nonzero().flatten().tolist()
+    mask = vidcom2.compute_retention_mask(tokens.features, (NUM_SLICES, 4, 4), 1, 1 - 40.5 / 128)
+    assert stock_rules.keep_vidcom2(tokens).tolist() == mask.nonzero().flatten().tolist()
     with pytest.raises(ValueError, match="a token of each of 8 slices"):
-        vidcom2.keep(video(7))
+        stock_rules.keep_vidcom2(video(7))
+
+
+@pytest.mark.parametrize("num_kept", [16, 40, 127])
+def test_evs_is_vllms(num_kept: int) -> None:
+    tokens = video(num_kept)
+    rate = 1 - num_kept / 128
+    mask = evs.compute_retention_mask(tokens.features, (NUM_SLICES, 4, 4), 1, rate - 1e-9)
+    kept = stock_rules.keep_evs(tokens).tolist()
+    assert kept == mask.nonzero().flatten().tolist() and len(kept) == num_kept
+    assert kept[:CELLS] == list(range(CELLS))
+    with pytest.raises(ValueError, match="keeps the 16 tokens of the first slice"):
+        stock_rules.keep_evs(video(15))

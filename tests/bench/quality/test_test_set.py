@@ -13,10 +13,12 @@ from vllm_dpp.bench.quality.test_set import (  # noqa: E402
     make_test_set,
     smaller_frames,
 )
+from vllm_dpp.quality.film import NEEDLE_KINDS, NUM_SHOTS, SHOT  # noqa: E402
 from vllm_dpp.quality.model import LEARNED  # noqa: E402
+from vllm_dpp.quality.packing import POSITIONS_PER_STEP  # noqa: E402
 from vllm_dpp.quality.questions import KINDS  # noqa: E402
 from vllm_dpp.quality.render import FPS, render  # noqa: E402
-from vllm_dpp.quality.scene import DENSE, STANDARD, make_scene  # noqa: E402
+from vllm_dpp.quality.scene import DENSE, LONGER, STANDARD, make_scene  # noqa: E402
 from vllm_dpp.quality.words import COLOUR_NAMES, SHAPES  # noqa: E402
 
 
@@ -61,6 +63,18 @@ def test_settings_are_chosen_on_other_videos() -> None:
         assert len(set(videos)) == len(videos)
 
 
+def test_films() -> None:
+    alone, later = (make_test_set(name, 2, LEARNED) for name in ("film", "film-later"))
+    assert Counter(alone.kinds) == dict.fromkeys(NEEDLE_KINDS, 2)  # of the rest nothing is asked
+    assert [item.question for item in alone.asked] == [item.question for item in later.asked]
+    for item in later.asked:  # about another needle first
+        shapes = [set(q.text.lower().strip("?").split()) & {*SHAPES} for q in item.chat]
+        assert len(shapes) == 2 and shapes[0] != shapes[1]
+    assert {len(video) for video in alone.videos} == {NUM_SHOTS * SHOT.num_frames}
+    positions = len(alone.videos[0]) / alone.fps * POSITIONS_PER_STEP
+    assert positions < POSITIONS_PER_STEP * LONGER.num_steps  # of the longest of the training
+
+
 def test_videos_went_through_an_mp4() -> None:
     test_set = make_test_set("dense", 1, ["colour"])
     (frames,) = test_set.videos
@@ -73,7 +87,7 @@ def test_videos_went_through_an_mp4() -> None:
 @pytest.mark.parametrize(("share", "count"), [(0.6, 10), (0.4, 6), (0.3, 4), (0.2, 4), (0.01, 2)])
 def test_fewer_frames(share: float, count: int) -> None:
     frames = render(make_scene(0, STANDARD))
-    fewer, fps = fewer_frames(frames, share)
+    fewer, fps = fewer_frames(frames, FPS, share)
     assert len(fewer) == count
     assert len(fewer) / fps == len(frames) / FPS  # of the same duration
     where = [int(np.argmin([np.abs(a - b).sum() for b in frames.astype(int)])) for a in fewer]

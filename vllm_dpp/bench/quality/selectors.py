@@ -32,5 +32,5 @@ SELECTORS: Mapping[str, Mapping[str, Any]] = {
 }
 """Fields of ``ServingSettings``; the others keep their defaults.
 
-`vidcom2` is a rule of this benchmark's own, see ``vidcom2.register``.
+`vidcom2` is a rule of this benchmark's own, see ``stock_rules.register``.
 """

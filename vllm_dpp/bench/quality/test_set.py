@@ -1,19 +1,22 @@
 """The questions of the benchmark and the videos they are about, as a user would send them."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import cv2
 import numpy as np
 
 from vllm_dpp.quality.evaluate import SPLITS
+from vllm_dpp.quality.film import FILM_FPS, NEEDLE_KINDS, make_film, needle_questions, render_film
 from vllm_dpp.quality.packing import Chat
-from vllm_dpp.quality.questions import Question, make_questions
+from vllm_dpp.quality.questions import KINDS, Question, make_questions
 from vllm_dpp.quality.render import FPS, render
-from vllm_dpp.quality.scene import Scene, SceneSpec, make_scene
+from vllm_dpp.quality.scene import Scene, make_scene
 from vllm_dpp.quality.shapes import CELL
 from vllm_dpp.quality.words import COLOUR_NAMES, SHAPES, YES_NO
 from vllm_dpp.toy.video import Frames, write_mp4
@@ -27,17 +30,23 @@ _MOST_VIDEOS = 100_000
 ABSENT = "absent"
 """Kind of the questions of the test sets of that name."""
 
+FILM = "film"
+"""Test set of long videos, which are asked about what is seen in them for a moment."""
+
 _LATER, _ABSENT, _TUNING = "-later", f"-{ABSENT}", "-tuning"
-_REPORTED = (*SPLITS, *(split + suffix for suffix in (_LATER, _ABSENT) for split in SPLITS))
+_REPORTED = (
+    *(split + suffix for suffix in ("", _LATER, _ABSENT) for split in SPLITS),
+    *(FILM + suffix for suffix in ("", _LATER)),
+)
 TEST_SETS = (*_REPORTED, *(split + _TUNING for split in _REPORTED))
 """Splits of the task; the same questions, each asked after another one about the video; as many
-questions for things that are not there, to which a model that sees less may say yes; and all of
-these about other videos, on which settings are chosen."""
+questions for things that are not there, to which a model that sees less may say yes; long videos;
+and all of these about other videos, on which settings are chosen."""
 
 
-def spec_of(test_set: str) -> SceneSpec:
-    """Of its videos."""
-    return SPLITS[test_set.partition("-")[0]]
+def split_of(test_set: str) -> str:
+    """What its videos are like: one of the splits of the task, or `FILM`."""
+    return test_set.partition("-")[0]
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,7 @@ class TestSet:
 
     Args:
         split: one of `TEST_SETS`.
+        fps: frames a second of its videos.
         videos: `[T, H, W, 3] uint8` each, as decoded from an mp4.
         asked: all questions, video by video.
     """
@@ -71,6 +81,7 @@ class TestSet:
     __test__ = False  # not one of pytest's
 
     split: str
+    fps: float
     videos: tuple[Frames, ...]
     asked: tuple[Asked, ...]
 
@@ -88,15 +99,17 @@ class TestSet:
 def make_test_set(split: str, per_kind: int, kinds: Sequence[str]) -> TestSet:
     """Returns `per_kind` questions of each of `kinds`, at most one of a kind about a video.
 
-    Of things that are not there as many are asked in all.
+    Of things that are not there as many are asked in all. A kind that nothing is asked of about
+    such videos is left out.
 
     Args:
         split: one of `TEST_SETS`.
         per_kind: at least 1.
         kinds: of `KINDS`.
     """
-    spec, is_later, is_absent = spec_of(split), _LATER in split, _ABSENT in split
+    source, is_later, is_absent = _source(split), _LATER in split, _ABSENT in split
     first_seed = FIRST_TUNING_SEED if split.endswith(_TUNING) else FIRST_SEED
+    kinds = [kind for kind in kinds if kind in source.kinds]
     if is_absent:
         per_kind, kinds = per_kind * len(kinds), [ABSENT]
     missing = Counter(dict.fromkeys(kinds, per_kind))
@@ -105,8 +118,8 @@ def make_test_set(split: str, per_kind: int, kinds: Sequence[str]) -> TestSet:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
         for seed in range(first_seed, first_seed + _MOST_VIDEOS):
-            scene = make_scene(seed, spec)
-            questions = _absent(scene) if is_absent else make_questions(scene)
+            scene = source.make(seed)
+            questions = _absent(scene) if is_absent else source.questions(scene)
             chosen = _one_of_each(questions, seed, [k for k in kinds if missing[k]])
             if chosen:
                 asked += [
@@ -115,11 +128,30 @@ def make_test_set(split: str, per_kind: int, kinds: Sequence[str]) -> TestSet:
                     else Asked(len(videos), (question,))
                     for question in chosen
                 ]
-                videos.append(read_frames(write_mp4(path, render(scene), FPS)))
+                videos.append(read_frames(write_mp4(path, source.render(scene), source.fps)))
                 missing.subtract(question.kind for question in chosen)
             if not any(missing.values()):
                 break
-    return TestSet(split, tuple(videos), tuple(asked))
+    return TestSet(split, source.fps, tuple(videos), tuple(asked))
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where videos come from: facts by seed, what can be asked about them, how they look."""
+
+    kinds: tuple[str, ...]
+    make: Callable[[int], Any]
+    questions: Callable[[Any], list[Question]]
+    render: Callable[[Any], Frames]
+    fps: float
+
+
+def _source(test_set: str) -> _Source:
+    split = split_of(test_set)
+    if split == FILM:
+        return _Source(NEEDLE_KINDS, make_film, needle_questions, render_film, FILM_FPS)
+    make = partial(make_scene, spec=SPLITS[split])
+    return _Source(KINDS, make, make_questions, render, FPS)
 
 
 def _one_of_each(questions: list[Question], seed: int, kinds: Sequence[str]) -> list[Question]:
@@ -158,14 +190,14 @@ def read_frames(path: Path) -> Frames:
     return np.stack(frames)
 
 
-def fewer_frames(frames: Frames, share: float) -> tuple[Frames, float]:
+def fewer_frames(frames: Frames, fps: float, share: float) -> tuple[Frames, float]:
     """About `share` of the frames, evenly spread, and their frames a second.
 
     An even number, since two make a slice; at least two.
     """
     count = max(2, 2 * round(share * len(frames) / 2))
     chosen = [(2 * i + 1) * len(frames) // (2 * count) for i in range(count)]
-    return frames[chosen], FPS * count / len(frames)
+    return frames[chosen], fps * count / len(frames)
 
 
 def smaller_frames(frames: Frames, share: float) -> Frames:

@@ -1,0 +1,80 @@
+"""Long videos: many shots in a row, and a few things that are seen in one of them for a moment.
+
+A film is longer than anything in training, so it runs faster: its time spans as many positions as
+that of a training video, and the models answer about it as they are.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from vllm_dpp.quality.camera import MOVING, STILL
+from vllm_dpp.quality.questions import Question, make_questions
+from vllm_dpp.quality.render import FPS, render
+from vllm_dpp.quality.scene import Scene, SceneSpec, make_scene
+from vllm_dpp.quality.words import SHAPES
+from vllm_dpp.toy.video import Frames
+
+NUM_SHOTS = 11
+SHOT = SceneSpec(num_steps=6, num_things=(7, 8), num_briefs=(1, 3), cameras=(STILL, *MOVING))
+"""Of 66 steps, 1056 video tokens, in all."""
+
+FILM_FPS = 8 * FPS
+"""Frames a second: 66 steps in the positions of eight."""
+
+NUM_NEEDLES = 3
+
+NEEDLE_KINDS = ("colour", "spelled", "where")
+"""Of question, that are asked about them."""
+
+
+@dataclass(frozen=True)
+class Film:
+    """Shots, and what is asked about.
+
+    Args:
+        shots: in order; the shape of a needle is in one of them alone.
+        needles: shot and shape, an index into `SHAPES`, of each; all were brief.
+    """
+
+    shots: tuple[Scene, ...]
+    needles: tuple[tuple[int, int], ...]
+
+
+def make_film(seed: int) -> Film:
+    """Returns the film of `seed`, below 10 million."""
+    rng = np.random.default_rng((seed, 8))
+    shots = [make_scene(NUM_SHOTS * seed + i, SHOT) for i in range(NUM_SHOTS)]
+    needles: list[tuple[int, int]] = []
+    for shot in rng.permutation(NUM_SHOTS):
+        taken = [shape for _, shape in needles]
+        briefs = [t.shape for t in shots[shot].things if t.is_brief and t.shape not in taken]
+        if briefs and len(needles) < NUM_NEEDLES:
+            needles.append((int(shot), int(rng.choice(briefs))))
+    return Film(
+        tuple(_without_others(i, shot, needles) for i, shot in enumerate(shots)), (*needles,)
+    )
+
+
+def _without_others(place: int, shot: Scene, needles: Sequence[tuple[int, int]]) -> Scene:
+    """The shot without shapes that are needles of others."""
+    elsewhere = {shape for own, shape in needles if own != place}
+    return replace(shot, things=tuple(t for t in shot.things if t.shape not in elsewhere))
+
+
+def needle_questions(film: Film) -> list[Question]:
+    """Returns the questions about each needle, of `NEEDLE_KINDS`."""
+    return [question for needle in film.needles for question in _about(film, *needle)]
+
+
+def _about(film: Film, shot: int, shape: int) -> Iterator[Question]:
+    for question in make_questions(film.shots[shot]):
+        words = question.text.lower().strip("?").split()
+        if question.kind in NEEDLE_KINDS and SHAPES[shape] in words:
+            yield question
+
+
+def render_film(film: Film) -> Frames:
+    """Draws a film. Returns `[T, SIDE, SIDE, 3] uint8`, RGB."""
+    return np.concatenate([render(shot) for shot in film.shots])
