@@ -40,7 +40,8 @@ REFUSALS = (
     Refusal(
         "--pipeline-parallel-size",
         lambda c: c.parallel_config.pipeline_parallel_size > 1,
-        "stages would exchange rows that pruning has removed; use --tensor-parallel-size",
+        "a KV block takes memory on every stage, and layer K would leave it unused on some: the KV "
+        "would be twice that of the same share before the decoder; use --tensor-parallel-size",
     ),
     Refusal(
         f"--mm-processor-kwargs {ENTRY_RATIO_ARG}",
