@@ -219,6 +219,13 @@ class EngineWorker:
         self.llm.llm_engine.engine_core.reset_encoder_cache()
         assert self.llm.reset_prefix_cache(), "blocks are still held"
 
+    def sleep(self, level: int) -> None:
+        """Give the GPU's memory back, and take it again; level 2 forgets the weights as well."""
+        self.llm.sleep(level=level)
+        self.llm.wake_up()
+        if level == 2:
+            self.llm.collective_rpc("reload_weights")
+
     def force_kept(self, kept: list[list[int]] | None) -> None:
         """Let the next videos keep these indices, in order, whatever the selection says."""
         import torch

@@ -107,3 +107,19 @@ def test_weights_may_be_replaced(
     for checkpoint, expected in ((other, learned), (tiny_checkpoint, judge)):
         engine.call("reload", str(checkpoint))
         check(engine.run([arrival]), expected, {"asked": "movie"})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("level", [1, 2])
+def test_sleep(judge: Judge, tiny_checkpoint: Path, level: int) -> None:
+    """Whatever lies in memory that is given back is there again, or not needed."""
+    judge.add("movie", CHATS["movie"])
+    arrival = Arrival("asked", judge.engine_prompts["movie"])
+    with engine_host("cuda") as host:
+        chunks = {"max_num_batched_tokens": 160, "max_model_len": 1024}
+        caching = {"enable_prefix_caching": True, "block_size": BLOCK_SIZE}
+        host.load(tiny_checkpoint, DPP, enable_sleep_mode=True, **chunks, **caching)
+        for _ in range(2):
+            check(host.run([arrival]), judge, {"asked": "movie"})
+            host.call("sleep", level)
+        check(host.run([arrival]), judge, {"asked": "movie"})

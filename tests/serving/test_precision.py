@@ -48,9 +48,31 @@ def test_nor_with_four_bit_weights(tiny_checkpoint: Path, tmp_path: Path) -> Non
     assert common > 0.9 * len(expected), "rounding decides close calls alone"
 
 
+def test_nor_with_awq_for_gptq(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The same weights in the files of either give the same answers, pruned, to the last bit."""
+    answers = []
+    with engine_host("v1") as host:
+        for file_format in ("gptq", "awq"):
+            quantised, rounded = tmp_path / file_format, tmp_path / "rounded"
+            four_bit(tiny_checkpoint, quantised, rounded, file_format)
+            host.load(quantised, {"prune_layer": 3}, dtype="bfloat16")
+            prompts = Judge(rounded).engine_prompts
+            traffic = host.run([Arrival(chat, prompts[chat]) for chat in CHATS])
+            answers.append([traffic.answers[chat] for chat in CHATS])
+    for gptq, awq in zip(*answers, strict=True):
+        assert gptq.tokens == awq.tokens and (gptq.logprobs == awq.logprobs).all()
+
+
 def test_nor_with_eight_bit_kv(tiny_checkpoint: Path) -> None:
     with engine_host("v1") as host:
         check_error(host, tiny_checkpoint, tiny_checkpoint, FEWER_VIDEOS, kv_cache_dtype="fp8")
+
+
+@pytest.mark.gpu
+def test_nor_with_eight_bit_weights(tiny_checkpoint: Path) -> None:
+    """Stock vLLM rounds them just the same, which the reference does not know."""
+    with engine_host("cuda") as host:
+        check_error(host, tiny_checkpoint, tiny_checkpoint, MORE_VIDEOS, quantization="fp8")
 
 
 def check_error(
