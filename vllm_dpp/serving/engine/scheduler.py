@@ -195,7 +195,11 @@ class PruningSchedulerMixin(Scheduler):
         if request.request_id in self.encoder_cache_mismatch_reqs:
             return [], 0, encoder_compute_budget, [], []
         planned = self.planned.get(request.request_id)
-        if planned is not None and num_computed_tokens < planned.plan.end:
+        if planned is not None and num_computed_tokens >= planned.plan.end:
+            last = request.mm_features[-1].mm_position
+            if num_computed_tokens >= last.offset + last.length:  # as with every token of an answer
+                return [], num_new_tokens, encoder_compute_budget, [], []
+        elif planned is not None:
             num_new_tokens = self._before_media(request, num_computed_tokens, num_new_tokens)
             num_new_tokens = self._with_room(
                 request.request_id, planned.plan, num_computed_tokens, num_new_tokens
