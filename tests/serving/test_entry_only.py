@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from tests.engines.drafts import make_drafter
 from tests.engines.host import EngineHost, engine_host
 from tests.engines.judge import TOLERANCE, Judge
 from tests.engines.traffic import Arrival
 from tests.serving.test_entry import know
 from vllm_dpp.serving.settings import ServingSettings
+from vllm_dpp.toy.checkpoint import TINY
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
@@ -81,3 +83,18 @@ def test_kv_of_another_engine(judge: Judge, tiny_checkpoint: Path, tmp_path: Pat
             host.load(tiny_checkpoint, SETTINGS, kv_transfer_config=connector)
             cached = check(host, judge)
     assert cached["movie"] >= BLOCK_SIZE
+
+
+def test_drafts_change_no_answer(judge: Judge, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Of a drafter that reads the layers' outputs; most of its drafts are not taken."""
+    drafter = make_drafter(tmp_path / "drafter", TINY, len(judge.reference.processor.tokenizer))
+    drafts = {"method": "eagle3", "model": str(drafter), "num_speculative_tokens": 2}
+    with engine_host("v1") as host:
+        host.load(
+            tiny_checkpoint,
+            SETTINGS,
+            speculative_config=drafts,
+            enable_prefix_caching=True,
+            max_num_batched_tokens=160,
+        )
+        check(host, judge)

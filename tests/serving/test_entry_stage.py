@@ -25,6 +25,7 @@ from vllm_dpp.serving.cost_model import (
 )
 from vllm_dpp.serving.front.shares import spread
 from vllm_dpp.serving.settings import ServingSettings
+from vllm_dpp.serving.worker.entry_state import EntryStateMixin
 from vllm_dpp.serving.worker.models import entry
 from vllm_dpp.serving.worker.models.entry import (
     EncodedVideo,
@@ -148,6 +149,24 @@ def test_tokens_find_their_places(dtype: torch.dtype, stage: EntryStage) -> None
     stage.forget()
     assert torch.equal(stage.place(given), given), "places are of one step"
     assert stage.place(given).data_ptr() == placed.data_ptr(), "a graph finds them again"
+
+
+def test_drafters_get_what_entered_without_its_places(stage: EntryStage) -> None:
+    """On the V2 runner; the decoder's own path gets it with them (`test_patches`)."""
+    whole, part = torch.randn(7, WIDTH + DEEP), torch.randn(5, WIDTH + DEEP)
+    packed = torch.cat([part, torch.ones(5, 12)], dim=1)
+    is_multimodal = torch.ones(12, dtype=torch.bool)
+
+    class Stock:
+        def gather_mm_embeddings(self, batch: Any, lookahead: int) -> Any:
+            assert (batch, lookahead) == ("batch", 1)
+            return [packed, whole], is_multimodal
+
+    class State(EntryStateMixin, Stock):
+        model = SimpleNamespace(entry=stage)
+
+    found, mask = State().gather_mm_embeddings("batch", 1)  # type: ignore[arg-type]
+    assert torch.equal(found[0], part) and torch.equal(found[1], whole) and mask is is_multimodal
 
 
 def test_positions_that_count_tokens_stay(monkeypatch: pytest.MonkeyPatch) -> None:

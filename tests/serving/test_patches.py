@@ -38,13 +38,17 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 from vllm.v1.worker import cpu_worker, gpu_model_runner
+from vllm.v1.worker.gpu import model_runner
 from vllm.v1.worker.gpu.mm import encoder_runner
+from vllm.v1.worker.gpu.model_states.default import DefaultModelState
+from vllm.v1.worker.gpu.model_states.mamba_hybrid import MambaHybridModelState
 
 from vllm_dpp.serving import vllm_versions
 from vllm_dpp.serving.engine.kv_cache import CompactAttentionManager, CompactAttentionSpec
 from vllm_dpp.serving.engine.scheduler import PruningSchedulerMixin
 from vllm_dpp.serving.front.entry import EntryProcessorMixin
 from vllm_dpp.serving.worker.attention import CompactAttention, make_compact
+from vllm_dpp.serving.worker.entry_state import EntryStateMixin
 from vllm_dpp.serving.worker.model_state import PruningModelState
 from vllm_dpp.serving.worker.models.llava_onevision import (
     DPPLlavaOnevisionForConditionalGeneration,
@@ -108,6 +112,7 @@ OVERRIDDEN = {
         "prepare_attn": "input_batch cudagraph_mode block_tables slot_mappings attn_groups "
         "kv_cache_config for_capture ubatch_idx model_specific_attn_metadata",
     },
+    EntryStateMixin: {"gather_mm_embeddings": "input_batch draft_lookahead"},
     PruningCPUModelRunner: {
         "initialize_kv_cache": "kv_cache_config is_profiling kv_cache_allocation_context",
         "_update_states": "scheduler_output",
@@ -149,6 +154,7 @@ MIXED_WITH = {
         Glm4vMultiModalProcessor,
         LlavaOnevisionMultiModalProcessor,
     ),
+    EntryStateMixin: (DefaultModelState, MambaHybridModelState),
     DPPLlavaOnevisionProcessor: (LlavaOnevisionMultiModalProcessor,),
     DPPLlavaOnevisionForConditionalGeneration: (LlavaOnevisionForConditionalGeneration,),
     PrunedModelMixin: (
@@ -231,6 +237,14 @@ def test_deepstack_adds_after_a_layer_what_it_is_given_by_name() -> None:
     assert "for layer_idx, layer in islice(" in source
     assert 'deepstack_input_embeds[f"deepstack_input_embeds_{layer_idx}"]' in source
     assert source.index("residual = layer(") < source.index("deepstack_input_embeds[f")
+
+
+def test_the_decoder_gets_its_embeddings_by_another_way_than_drafters() -> None:
+    """What `EntryModelState` overrides is asked for drafters alone."""
+    source = inspect.getsource(DefaultModelState)
+    assert "super().gather_mm_embeddings(input_batch)\n" in source
+    assert "self.gather_mm_embeddings" not in source
+    assert "self.model_state.gather_mm_embeddings(" in inspect.getsource(model_runner)
 
 
 def test_the_forward_context_has_what_a_pass_exchanges() -> None:

@@ -22,6 +22,7 @@ from vllm_dpp.serving.settings import ServingSettings
 from vllm_dpp.toy.checkpoint import TINY_QWEN3, CheckpointSpec, make_checkpoint
 
 SETTINGS = ServingSettings()
+ENTRY_ONLY = replace(SETTINGS, entry_only=True)
 VARIANT = {"architectures": ["DPPQwen2_5_VLForConditionalGeneration"]}
 
 
@@ -78,6 +79,16 @@ def replicas_of_experts(config: Any, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(type(config.model_config), "is_moe", True)
 
 
+def drafts_of_what_was_encoded(config: Any, patch: pytest.MonkeyPatch) -> None:
+    drafts = SimpleNamespace(
+        use_ngram=lambda: False, method="mtp", enable_adaptive_verification=False
+    )
+    patch.setattr(config, "speculative_config", drafts)
+    patch.setattr(type(config), "use_v2_model_runner", True)
+    assert list(refused(config, ENTRY_ONLY)) == [], "the V2 runner has a seam"
+    patch.setattr(type(config), "use_v2_model_runner", False)
+
+
 ON = SimpleNamespace()
 EVENTS = KVEventsConfig(enable_kv_cache_events=True)
 CASES = {
@@ -97,8 +108,11 @@ CASES = {
     "--enable-dbo / --ubatch-size": setting("parallel_config.enable_dbo", True),
     "--speculative-config": setting(
         "speculative_config",
-        SimpleNamespace(use_ngram=lambda: False, enable_adaptive_verification=False),
+        SimpleNamespace(
+            use_ngram=lambda: False, method="eagle3", enable_adaptive_verification=False
+        ),
     ),
+    "--speculative-config on the V1 model runner": drafts_of_what_was_encoded,
     "--speculative-config enable_adaptive_verification": setting(
         "speculative_config",
         SimpleNamespace(use_ngram=lambda: True, enable_adaptive_verification=True),
@@ -140,13 +154,14 @@ def test_a_plain_configuration_is_not_refused(config: Any) -> None:
 @pytest.mark.parametrize("flag", CASES)
 def test_refusal(config: Any, monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
     CASES[flag](config, monkeypatch)
-    (line,) = refused(config, SETTINGS)
+    (refusal,) = (refusal for refusal in REFUSALS if refusal.flag == flag)
+    at_layer_k, before_it = (refused(config, s) for s in (SETTINGS, ENTRY_ONLY))
+    (line,) = before_it if refusal.of_entry_alone else at_layer_k
     assert line.startswith(f"{flag} cannot be combined with video pruning: ")
     assert ";" in line, "the remedy follows the reason"
-    (refusal,) = (refusal for refusal in REFUSALS if refusal.flag == flag)
-    before_the_decoder_alone = list(refused(config, replace(SETTINGS, entry_only=True)))
-    assert before_the_decoder_alone == ([] if refusal.of_layer_k else [line])
     assert line.endswith("(entry_only)") == refusal.of_layer_k
+    if not refusal.of_entry_alone:
+        assert list(before_it) == ([] if refusal.of_layer_k else [line])
 
 
 def test_batch_invariance_turns_breakable_graphs_on(

@@ -46,7 +46,9 @@ class PruningConfigHook(VerifyAndUpdateConfig):
         )
         setattr(vllm_config.model_config.hf_config, ENTRY_RATIO_ARG, settings.entry_ratio)
         metrics.show()
-        if not settings.entry_only:
+        if settings.entry_only:
+            _tell_drafters_of_v1(vllm_config)
+        else:
             _warn_about_waste(vllm_config.model_config, settings)
             vllm_config.scheduler_config.scheduler_cls = SCHEDULER
             _choose_worker(vllm_config)
@@ -148,6 +150,16 @@ def _warn_about_waste(model_config: "ModelConfig", settings: ServingSettings) ->
             100 * waste,
             default_prune_layer(num_layers),
         )
+
+
+def _tell_drafters_of_v1(vllm_config: "VllmConfig") -> None:
+    """The V1 runner knows by a model's class name which token stands for its images, for drafters.
+
+    Of one that it does not know it asks the configuration, under this name.
+    """
+    config = vllm_config.model_config.hf_config
+    if vllm_config.speculative_config is not None and hasattr(config, "image_token_id"):
+        config.image_token_index = config.image_token_id
 
 
 def _choose_worker(vllm_config: "VllmConfig") -> None:

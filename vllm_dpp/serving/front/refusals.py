@@ -27,12 +27,19 @@ class Refusal:
         applies: Whether a configuration has it on.
         why: The reason, ending in what to do about it.
         of_layer_k: Whether it is about tokens that are left out there.
+        of_entry_alone: Whether it is about what goes where they are left out before the decoder
+            alone.
     """
 
     flag: str
     applies: Callable[["VllmConfig"], bool]
     why: str
     of_layer_k: bool = True
+    of_entry_alone: bool = False
+
+    def concerns(self, settings: ServingSettings) -> bool:
+        """Whether it may apply under these settings."""
+        return not (self.of_layer_k if settings.entry_only else self.of_entry_alone)
 
 
 AUDIO_IN_VIDEO = "use_audio_in_video"
@@ -85,9 +92,16 @@ REFUSALS = (
     Refusal(
         "--speculative-config",
         lambda c: c.speculative_config is not None and not c.speculative_config.use_ngram(),
-        "drafters other than ngram read every row of the decoder, or what enters it; use "
+        "drafters other than ngram read every row of the decoder; use "
         '\'{"method": "ngram", …}\', or serve without it',
+    ),
+    Refusal(
+        "--speculative-config on the V1 model runner",
+        lambda c: _reads_encoder_outputs(c) and not c.use_v2_model_runner,
+        "a drafter that reads what enters the decoder would find places in it, which the V2 model "
+        "runner can take off; set VLLM_USE_V2_MODEL_RUNNER=1, or use eagle3 or ngram",
         of_layer_k=False,
+        of_entry_alone=True,
     ),
     Refusal(
         "--speculative-config enable_adaptive_verification",
@@ -172,9 +186,15 @@ REFUSALS = (
 def refused(vllm_config: "VllmConfig", settings: ServingSettings) -> Iterator[str]:
     """One line for each feature of ``vllm_config`` that pruning refuses."""
     for refusal in REFUSALS:
-        if refusal.applies(vllm_config) and not (refusal.of_layer_k and settings.entry_only):
+        if refusal.concerns(settings) and refusal.applies(vllm_config):
             remedy = ", or prune before the decoder alone (entry_only)" * refusal.of_layer_k
             yield f"{refusal.flag} cannot be combined with video pruning: {refusal.why}{remedy}"
+
+
+def _reads_encoder_outputs(config: "VllmConfig") -> bool:
+    """Whether a drafter may: all but EAGLE-3's, which reads the target's layers and tokens."""
+    drafter = config.speculative_config
+    return drafter is not None and not drafter.use_ngram() and drafter.method != "eagle3"
 
 
 def _multimodal(config: "VllmConfig"):

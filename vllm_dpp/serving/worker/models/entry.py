@@ -140,6 +140,10 @@ class EntryStage(torch.nn.Module):
             if self.offsets.shape[1]:
                 self.offsets[:, : len(mask)] = self._places[:, :_AXES].T
                 self._has_offsets = True
+        return self.without_places(embeddings)
+
+    def without_places(self, embeddings: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+        """[n, W] each, of embeddings with or without places."""
         return [item[:, : self._encoder_width] for item in embeddings]
 
     def forget(self) -> None:

@@ -6,6 +6,7 @@ prompt, and what its vision encoder returns.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -41,6 +42,7 @@ class PrunedModelMixin:
 
     lora_manager: Any
     language_model: Any
+    get_model_state_cls: Callable[[], Any]  # the V2 model runner's seam
     pruning: PruningContext | None = None
 
     def encoded_videos(
@@ -83,10 +85,12 @@ class PrunedModelMixin:
             max_rows if model_config.uses_mrope else 0,
         )
         if settings.entry_only:
+            if vllm_config.speculative_config is not None:
+                self.get_model_state_cls = partial(_entry_state_cls, model_config.is_hybrid)
             return
         adapters = Adapters(lambda: self.lora_manager)
         self.pruning = PruningContext(settings, self.media_grids, self.metrics, adapters)
-        self.get_model_state_cls = _model_state_cls  # the V2 model runner's seam
+        self.get_model_state_cls = _model_state_cls
         self.language_model.model = SplitDecoder(
             self.language_model.model,
             self.pruning,
@@ -228,6 +232,12 @@ def with_positions(empty: Callable[..., IntermediateTensors]) -> Callable[..., I
         return tensors
 
     return make_empty_intermediate_tensors
+
+
+def _entry_state_cls(is_hybrid: bool) -> Any:
+    from vllm_dpp.serving.worker import entry_state
+
+    return entry_state.HybridEntryModelState if is_hybrid else entry_state.EntryModelState
 
 
 def _model_state_cls() -> Any:
