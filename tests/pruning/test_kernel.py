@@ -3,7 +3,7 @@ import torch
 
 from vllm_dpp.pruning import rows as rows_module
 from vllm_dpp.pruning.dpp.kernel import conditioned_kernel, segment_kernels, similarity
-from vllm_dpp.pruning.rows import unit_rows
+from vllm_dpp.pruning.rows import joined_rows, unit_rows
 
 from .helpers import reference_kernel
 
@@ -24,6 +24,19 @@ def test_kernels_follow_their_definitions(features, dtype):
         torch.testing.assert_close(kernel[s], expected, rtol=1e-5, atol=1e-6)
         plain = reference_kernel(features[s], torch.ones(7)).float()
         torch.testing.assert_close(similarity(features[s]), plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize(
+    ("dtype", "error"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)]
+)
+def test_joined_rows_are_alike_by_both_kinds(features, share, dtype, error):
+    first, second = features[0].to(dtype), features[1, :, :20].to(dtype)
+    first[3] = 0
+    joined = joined_rows(first, second, share)
+    assert joined.shape == (7, 53) and joined.dtype == dtype
+    expected = (1 - share) * similarity(first) + share * similarity(second)
+    torch.testing.assert_close(joined.float() @ joined.float().T, expected, rtol=0, atol=error)
 
 
 @pytest.mark.parametrize("n", [95, 96, 97, 200, 384])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 from transformers import AutoProcessor
 
 from vllm_dpp.pruning import PruningConfig
@@ -112,9 +113,8 @@ class Reference:
         question_free = settings is not None and settings.relevance == "none"
         plans = plan_videos(prompt, retention_ratio, block_size, question_free)
         media = self.network.media_embeddings(prompt)
-        similarity = getattr(settings, "similarity", "embeddings")
-        compared = 0 if similarity == "embeddings" else prune_layer
-        features, relevance = self._evidence(prompt, media, plans, prune_layer, compared)
+        similarity = getattr(settings, "similarity", "both")
+        features, relevance = self._evidence(prompt, media, plans, prune_layer, similarity)
         if forced_keep is None:
             select = select or naive_selection(settings)
             evidence = zip(plans, features, relevance, strict=True)
@@ -164,9 +164,12 @@ class Reference:
         media: Sequence[Tensor],
         plans: Sequence[VideoPlan],
         prune_layer: int,
-        compared: int,
+        similarity: str,
     ) -> tuple[list[Tensor], list[Tensor | None]]:
-        """Per video what enters layer `compared`, and the raw relevance before the prune layer."""
+        """Per video by what its tokens are compared, and the raw relevance before the prune layer.
+
+        Of both kinds of features (0.9 S₁ + 0.1 S₂) = Z Zᵀ with Z = [sqrt(0.9) X̂₁, sqrt(0.1) X̂₂].
+        """
         network = self.network
         positions = network.positions(prompt, 0)
         hidden = network.embeddings(prompt, (), media)
@@ -177,7 +180,15 @@ class Reference:
         relevance: list[Tensor | None] = []
         for item, plan in zip(prompt.videos, plans, strict=True):
             video = item.rows[: plan.length - plan.num_tail]
-            features.append(entering[compared][video])
+            entered, hidden = entering[0][video], entering[prune_layer][video]
+            if similarity == "both" and prune_layer > 0:
+                parts = (
+                    normalize(entered.double()) * 0.9**0.5,
+                    normalize(hidden.double()) * 0.1**0.5,
+                )
+                features.append(torch.cat(parts, dim=-1).float())
+            else:
+                features.append(hidden if similarity == "hidden_states" else entered)
             relevance.append(
                 network.raw_relevance(asked, entering[asked], positions, plan.question, video)
                 if plan.question

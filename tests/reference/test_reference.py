@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.reference import Prompt, Reference
 from tests.reference.chats import CHATS
 from vllm_dpp.pruning import PruningConfig
-from vllm_dpp.serving.settings import ServingSettings
+from vllm_dpp.serving.settings import ServingSettings, Similarity
 
 Chat = Callable[[str], Prompt]
 K = 3
@@ -126,19 +126,29 @@ def test_relevance_is_the_attention_of_the_layer_below(
         weights = attention[:, list(plan.question), video]
         expected = (weights / weights.sum(dim=-1, keepdim=True)).mean(dim=(0, 1))
         torch.testing.assert_close(relevance, expected, atol=1e-6, rtol=1e-5)
-        entered = forward.hidden_states[0][0, video]
-        torch.testing.assert_close(features, entered, atol=1e-5, rtol=0)
+        assert len(features) == plan.length - plan.num_tail
 
 
-def test_tokens_may_be_compared_by_hidden_states(reference: Reference, chat: Chat) -> None:
-    prompt, settings = chat("video"), ServingSettings(similarity="hidden_states")
+@pytest.mark.parametrize("similarity", get_args(Similarity))
+def test_by_what_tokens_are_compared(
+    reference: Reference, chat: Chat, similarity: Similarity
+) -> None:
+    prompt, settings = chat("video"), ServingSettings(similarity=similarity)
     result = reference.run(
         prompt, prune_layer=K, retention_ratio=0.25, max_tokens=1, settings=settings
     )
     forward = transformers_forward(reference, prompt, output_hidden_states=True)
     (video,) = prompt.videos
-    entering = forward.hidden_states[K][0, video.start : video.end]
-    torch.testing.assert_close(result.features[0], entering, atol=1e-5, rtol=0)
+    entered, hidden = (forward.hidden_states[layer][0, video.start : video.end] for layer in (0, K))
+    if similarity == "both":
+        of_entered, of_hidden = (
+            torch.cosine_similarity(x[:, None], x, dim=2) for x in (entered, hidden)
+        )
+        found = result.features[0] @ result.features[0].T
+        torch.testing.assert_close(found, 0.9 * of_entered + 0.1 * of_hidden, atol=1e-5, rtol=0)
+    else:
+        expected = entered if similarity == "embeddings" else hidden
+        torch.testing.assert_close(result.features[0], expected, atol=1e-5, rtol=0)
 
 
 def test_nothing_behind_the_decision_point_changes_the_choice(
@@ -186,7 +196,7 @@ def test_the_selection_sees_features_relevance_and_counts(reference: Reference, 
     )
     # 48 tokens, 2 of them a tail, keep 12 of 46: 34 dropped, down to 32. Of 24 tokens 7 are a tail;
     # 4 of 17 are kept: 13 dropped, down to 8.
-    assert calls == [((46, 256), 14, 4, 2), ((17, 256), 9, 3, 7)]
+    assert calls == [((46, 512), 14, 4, 2), ((17, 512), 9, 3, 7)]
     assert result.keep == [[*range(14), 46, 47], [*range(9), *range(17, 24)]]
 
 

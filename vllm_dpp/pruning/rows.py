@@ -24,6 +24,27 @@ def unit_rows(features: Tensor) -> Tensor:
     return rows / (norm + NORM_EPSILON)
 
 
+def joined_rows(first: Tensor, second: Tensor, share: float) -> Tensor:
+    """Two kinds of features of the same tokens as one, whose similarity is (1 - f) S₁ + f S₂.
+
+    Args:
+        first: [N, D₁] float.
+        second: [N, D₂] of the same dtype, on the same device.
+        share: f, in [0, 1].
+
+    Returns:
+        [N, D₁ + D₂] of their dtype.
+    """
+    width = first.shape[1]
+    joined = first.new_empty(len(first), width + second.shape[1])
+    at_once = rows_per_cast(joined.shape[1])
+    for start in range(0, len(first), at_once):
+        rows = slice(start, start + at_once)
+        joined[rows, :width] = unit_rows(first[rows]) * (1 - share) ** 0.5
+        joined[rows, width:] = unit_rows(second[rows]) * share**0.5
+    return joined
+
+
 def rows_of(segments: Tensor) -> Rows:
     """The rows of segments that lie side by side, [S, n, D]."""
     return lambda part, places: segments[part, places]

@@ -37,7 +37,7 @@ OF_LAYER_K = (
 )
 """Settings that are of no use where nothing is left out there."""
 MODALITIES = ("video", "image")
-Similarity = Literal["embeddings", "hidden_states"]
+Similarity = Literal["both", "embeddings", "hidden_states"]
 SECTION = "dpp"
 """Key of our settings in vLLM's ``--additional-config``."""
 
@@ -68,7 +68,8 @@ class ServingSettings(PruningConfig):
         record_dir: Folder for the records that requests with ``dpp_record`` ask for; ``None``
             refuses such requests.
         similarity: By what tokens are compared at layer K. "embeddings": what entered the decoder,
-            as the vision encoder made it. "hidden_states": the residual stream there.
+            as the vision encoder made it. "hidden_states": the residual stream there. "both": nine
+            tenths of the first and one of the second.
         prune_images: Whether images lose tokens at layer K as well, each like a video of one slice;
             before the decoder all of an image enters.
         turn_end_token_id: Token that ends a chat turn; ``None`` takes the model family's.
@@ -97,7 +98,7 @@ class ServingSettings(PruningConfig):
     entry_only: bool | None = None
     min_retention_ratio: float = 0.01
     record_dir: str | None = None
-    similarity: Similarity = "embeddings"
+    similarity: Similarity = "both"
     prune_images: bool = False
     turn_end_token_id: int | None = None
     video_token_id: int | None = None
@@ -285,7 +286,12 @@ class ServingSettings(PruningConfig):
     @property
     def compares_embeddings(self) -> bool:
         """Whether tokens are compared by something else than layer K sees of them."""
-        return self.similarity == "embeddings" and self.split_layer > 0
+        return self.similarity != "hidden_states" and self.split_layer > 0
+
+    @property
+    def compares_both(self) -> bool:
+        """Whether they are compared by that and by what layer K sees of them."""
+        return self.similarity == "both" and self.split_layer > 0
 
     @property
     def rules_to_choose(self) -> list[str]:

@@ -19,6 +19,7 @@ SELECTORS: Mapping[str, Mapping[str, Any]] = {
     "dpp-softened": _ONE | {"relevance_floor": 0.1},
     "dpp-softened-0.3": _ONE | {"relevance_floor": 0.3},
     "dpp-softened-0.6": _ONE | {"relevance_floor": 0.6},
+    "dpp-embeddings-0.6": _ONE | {"relevance_floor": 0.6, "similarity": "embeddings"},
     "dpp-hidden-0.6": _ONE | {"relevance_floor": 0.6, "similarity": "hidden_states"},
     "dpp-positive": _ONE | {"relevance_floor": 0.0},
     "dpp-negated": _ONE | {"relevance_floor": 0.0, "relevance_sign": "negative"},

@@ -62,12 +62,14 @@ class VideoSelector:
         """
         settings, dim = self.context.settings, like.shape[-1]
         kept = num_kept(num_tokens, settings.retention_ratio)
-        rows = num_tokens * (1 + settings.compares_embeddings) + 3 * kept  # features, what goes up
-        gathered = rows * dim * like.element_size()
+        # What entered and what is compared, which of both kinds is read and then joined; what goes
+        # up.
+        rows = num_tokens * (1 + settings.compares_embeddings + 2 * settings.compares_both)
+        gathered = (rows + 3 * kept) * dim * like.element_size()
         return gathered + max(
             workspace_bytes(
                 num_tokens,
-                dim,
+                dim * (1 + settings.compares_both),
                 kept,
                 replace(settings, rule=rule),
                 like.device,

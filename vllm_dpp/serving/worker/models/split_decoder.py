@@ -326,8 +326,9 @@ class SplitDecoder(nn.Module):
         relevance: Sequence[Sequence[torch.Tensor]] | None,
     ) -> UpperRows:
         """What goes up, once every decided range has lost what it does not keep."""
+        both = self.context.settings.compares_both
         readers = [
-            RangeReader(part, positions, states, self.context.buffer, entered)
+            RangeReader(part, positions, states, self.context.buffer, entered, compares_both=both)
             for part, entered in zip(layout.decided, embeddings, strict=True)
         ]
         own = [

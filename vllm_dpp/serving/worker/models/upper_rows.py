@@ -7,11 +7,20 @@ import numpy as np
 import torch
 from vllm.utils.torch_utils import async_tensor_h2d
 
+from vllm_dpp.pruning.rows import joined_rows
 from vllm_dpp.serving.plan import PrunedVideo
 from vllm_dpp.serving.step import RangeRows, StepLayout
 from vllm_dpp.serving.worker.models.selection import States, merged
 from vllm_dpp.serving.worker.own_tokens import OwnTokens, going_up
 from vllm_dpp.serving.worker.range_buffer import RangeBuffer
+
+OF_HIDDEN_STATES = 0.1
+"""How much of the similarity is that of hidden states, where tokens are compared by both kinds.
+
+Embeddings tell things apart, which counting them needs; hidden states hold what the layers below K
+have found out about each, as for how long it is seen. Chosen on other videos than are reported
+(``vllm-dpp bench quality``): more of it answers better what appeared briefly, and counts worse.
+"""
 
 
 class RangeReader:
@@ -24,6 +33,7 @@ class RangeReader:
         buffer: This worker's.
         embeddings: [length, D], what entered the decoder of a range that is all in the batch, if
             tokens are compared by that.
+        compares_both: Whether they are compared by the input of layer K as well.
     """
 
     def __init__(
@@ -33,6 +43,8 @@ class RangeReader:
         states: States,
         buffer: RangeBuffer,
         embeddings: torch.Tensor | None,
+        *,
+        compares_both: bool,
     ) -> None:
         self._stored = None if part.is_whole else buffer.rows_of(part.key)
         if self._stored is None:
@@ -42,10 +54,14 @@ class RangeReader:
             self._hidden, self._positions = buffer.hidden, buffer.positions
             embeddings = buffer.embeddings if buffer.embeddings.shape[1] else None
         self._compared = self._hidden if embeddings is None else embeddings
+        self._compares_both = compares_both
 
     def compared(self, offsets: OwnTokens) -> torch.Tensor:
-        """[n, D]: by what the tokens at these offsets are compared."""
-        return self._compared[offsets if self._stored is None else self._stored[offsets]]
+        """[n, D] or, of both kinds, [n, 2 D]: by what the tokens at these offsets are compared."""
+        rows = offsets if self._stored is None else self._stored[offsets]
+        if self._compares_both:
+            return joined_rows(self._compared[rows], self._hidden[rows], OF_HIDDEN_STATES)
+        return self._compared[rows]
 
     def gather(self, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[n, D] residual stream and [..., n] positions at [n] int64 offsets."""
