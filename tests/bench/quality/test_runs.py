@@ -1,6 +1,9 @@
 """The file of answers."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -53,3 +56,23 @@ def test_the_first_line_cut_off(tmp_path: Path) -> None:
     assert file.read(RUN) == {}
     file.add(RUN, arm(0.4), ANSWERS, 1.0)
     assert list(file.read(RUN)) == [("dpp@3", 0.4)]
+
+
+def test_a_benchmark_that_is_killed_leaves_no_process() -> None:
+    code = (
+        "import os, time, multiprocessing; from concurrent.futures import ProcessPoolExecutor\n"
+        "from vllm_dpp.bench.quality.runs import end_with_parent\n"
+        "context = multiprocessing.get_context('spawn')\n"
+        "pool = ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent)\n"
+        "print(pool.submit(os.getpid).result(), flush=True)\n"
+        "time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = Path("/proc") / parent.stdout.readline().decode().strip()
+        assert child.exists()
+        parent.kill()
+    deadline = time.monotonic() + 10
+    while child.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not child.exists()

@@ -2,11 +2,13 @@
 
 import json
 import multiprocessing
+import os
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from vllm_dpp.bench.provenance import UNKNOWN, git_state
@@ -97,7 +99,7 @@ def run_arms(run: Run, arms: Sequence[Arm], file: AnswerFile) -> None:
     context = multiprocessing.get_context("spawn")  # a fork would inherit an initialised vLLM
     for engine in dict.fromkeys(arm.engine for arm in missing):
         own = [arm for arm in missing if arm.engine == engine]
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
+        with ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as pool:
             pool.submit(_run_engine, run, engine, own, file).result()
 
 
@@ -106,10 +108,7 @@ def _run_engine(run: Run, engine: Engine, arms: Iterable[Arm], file: AnswerFile)
     from vllm_dpp.bench.quality.engine import QualityEngine
 
     started = QualityEngine(run.checkpoint, engine, run.test_set())
-    parent = multiprocessing.parent_process()
     for arm in arms:
-        if parent is not None and not parent.is_alive():
-            return  # the benchmark was killed
         began = time.monotonic()
         answers = started.answer(arm)
         seconds = time.monotonic() - began
@@ -120,3 +119,17 @@ def _run_engine(run: Run, engine: Engine, arms: Iterable[Arm], file: AnswerFile)
             f"share {answers.share:.3f}, right {100 * right:.1f} %, {seconds:.0f} s",
             flush=True,
         )
+
+
+def end_with_parent() -> None:
+    """Let this process end when its parent does, however that ends.
+
+    One of a pool would wait for more work from a parent that was killed.
+    """
+
+    def wait() -> None:
+        if (parent := multiprocessing.parent_process()) is not None:
+            parent.join()
+            os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
