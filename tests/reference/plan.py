@@ -75,11 +75,14 @@ def plan_videos(
 
 
 def _slices(video: MediaItem) -> tuple[int, int]:
-    """Number of time slices, or of equal parts of what entered, and what the last one lacks."""
+    """Number of time slices, or of equal parts of what entered, and what the last one lacks.
+
+    Parts are of 64 tokens at least.
+    """
     slices = video.grid_thw[0]
     if video.entered is None:
         return slices, 0
-    part = math.ceil(video.length / slices)
+    part = min(max(math.ceil(video.length / slices), 64), video.length)
     parts = math.ceil(video.length / part)
     return parts, parts * part - video.length
 

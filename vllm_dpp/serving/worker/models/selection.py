@@ -31,6 +31,13 @@ from vllm_dpp.serving.worker.own_tokens import OwnTokens
 Select = Callable[[Sequence[VideoTokens], PruningConfig], list[torch.Tensor]]
 TOKENS_PER_SLICE = 256
 """What the memory profile takes a slice to have; in Qwen2.5-VL 448 x 448 pixels."""
+LEAST_PER_SLICE = 64
+"""Tokens that stand for a slice at layer K, at least, where some have not entered.
+
+So segments, of 16 slices, are no smaller than what one DPP can choose from at little cost: cut into
+pieces, the few tokens that are kept of a long video repeat in one what another one has
+(``vllm-dpp bench quality --splits film-later``).
+"""
 
 States = tuple[torch.Tensor, torch.Tensor | None]
 """Hidden states and residual, each [num_rows, D]; the residual is ``None`` before layer 0."""
@@ -176,20 +183,22 @@ class VideoSelector:
         """How the pruner is to see a video in time; a piece is one segment."""
         if video.piece_of is not None:
             return {"num_slices": 1}
-        slices, rows, columns = self.context.requests[request_id].grids[video.start]
-        return _in_slices(video, slices, slices * rows * columns)
+        request = self.context.requests[request_id]
+        slices, rows, columns = request.grids[video.start]
+        least = LEAST_PER_SLICE if request.settings.segment_by == "slices" else 1
+        return _in_slices(video, slices, slices * rows * columns, least)
 
 
-def _in_slices(video: PrunedVideo, num_slices: int, num_tokens: int) -> dict[str, int]:
+def _in_slices(video: PrunedVideo, num_slices: int, num_tokens: int, least: int) -> dict[str, int]:
     """The slices and the tail of a video of so many slices and tokens, all of them entered or not.
 
     Where some have not entered, the host does not know of which slices they were: slices are equal
-    parts of those that have, in order of time.
+    parts of those that have, in order of time, of `LEAST_PER_SLICE` tokens at least.
     """
     entered = video.length_with_tail
     if entered == num_tokens:
         return {"num_slices": num_slices, "num_tail": video.num_tail}
-    per_slice = -(-entered // num_slices)
+    per_slice = min(max(-(-entered // num_slices), LEAST_PER_SLICE), entered)
     num_slices = -(-entered // per_slice)
     return {"num_slices": num_slices, "num_tail": num_slices * per_slice - video.length}
 
