@@ -26,10 +26,17 @@ ALL_CONFIGS = [
     for segment_by in ("slices", "count", "scene", "one")
     for budget in ("length", "relevance", "spectrum")
 ]
+# Fewer slices than asked for make a segment, and parts of one.
+ALL_CONFIGS += [
+    PruningConfig(max_segment_tokens=most, budget=budget)
+    for most, budget in ((12, "relevance"), (3, "length"))
+]
 
 
 def config_id(config: PruningConfig) -> str:
     name = f"{config.segment_by}-{config.budget}-{config.relevance_sign}"
+    if config.max_segment_tokens != PruningConfig().max_segment_tokens:
+        name += f"-{config.max_segment_tokens}-tokens"
     return name if config.rule == "dpp" else f"{config.rule}-{name}"
 
 

@@ -35,6 +35,7 @@ def test_frozen_and_keyword_only():
         ("segment_by", "frames", r"segment_by must be one of 'slices', 'count', 'scene', 'one'"),
         ("segment_by", ["one"], r"segment_by must be one of .* got \['one'\]"),
         ("slices_per_segment", 0, r"slices_per_segment must be an integer >= 1, got 0"),
+        ("max_segment_tokens", 0, r"max_segment_tokens must be an integer >= 1, got 0"),
         ("slices_per_segment", 2.0, r"slices_per_segment must be an integer >= 1, got 2\.0"),
         ("num_segments", True, r"num_segments must be an integer >= 1, got True"),
         ("num_segments", -3, r"num_segments must be an integer >= 1, got -3"),

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -13,6 +15,13 @@ from vllm_dpp.pruning.segments import padded_batches
         ({"segment_by": "slices", "slices_per_segment": 3}, 8, [0, 15, 30, 40]),
         ({"segment_by": "slices", "slices_per_segment": 4}, 8, [0, 20, 40]),
         ({"segment_by": "slices", "slices_per_segment": 99}, 8, [0, 40]),
+        ({"segment_by": "slices", "max_segment_tokens": 14}, 5, [0, 10, 20, 25]),
+        ({"segment_by": "slices", "max_segment_tokens": 5}, 3, [0, 5, 10, 15]),
+        ({"segment_by": "slices", "max_segment_tokens": 4}, 2, [0, 2, 5, 7, 10]),
+        ({"segment_by": "slices", "max_segment_tokens": 1}, 1, [0, 1, 2, 3, 4, 5]),
+        ({"segment_by": "slices", "max_segment_tokens": None}, 300, [*range(0, 1500, 80), 1500]),
+        ({"segment_by": "slices"}, 300, [*range(0, 1500, 80), 1500]),
+        ({"segment_by": "count", "num_segments": 3, "max_segment_tokens": 1}, 8, [0, 10, 25, 40]),
         ({"segment_by": "count", "num_segments": 3}, 8, [0, 10, 25, 40]),
         ({"segment_by": "count", "num_segments": 5}, 2, [0, 5, 10]),
         ({"segment_by": "one"}, 8, [0, 40]),
@@ -23,6 +32,18 @@ from vllm_dpp.pruning.segments import padded_batches
 )
 def test_segment_offsets(settings, num_slices, offsets):
     assert segment_offsets(num_slices, 5, PruningConfig(**settings)) == offsets
+
+
+@given(st.integers(1, 40), st.integers(1, 90), st.integers(1, 20), st.integers(1, 200))
+def test_no_segment_is_larger_than_one_may_be(num_slices, cells, slices, most):
+    config = PruningConfig(slices_per_segment=slices, max_segment_tokens=most)
+    offsets = segment_offsets(num_slices, cells, config)
+    lengths = [b - a for a, b in pairwise(offsets)]
+    assert (offsets[0], offsets[-1]) == (0, num_slices * cells)
+    assert 0 < min(lengths) and max(lengths) <= min(most, slices * cells)
+    if cells <= most:
+        assert all(length % cells == 0 for length in lengths)
+        assert len(set(lengths[:-1])) <= 1 and lengths[-1] <= lengths[0]
 
 
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 70))

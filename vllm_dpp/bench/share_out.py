@@ -149,7 +149,9 @@ def _keep(video: LongVideo, way: str, slices: int, share: float) -> Tensor:
     count = num_kept(len(video.features), share)
     if way == GAINS:
         return _keep_by_gains(video, slices, count)
-    config = PruningConfig(rule="change", relevance="none", slices_per_segment=slices)
+    config = PruningConfig(
+        rule="change", relevance="none", slices_per_segment=slices, max_segment_tokens=None
+    )
     config = (
         replace(config, segment_by="one")
         if way == WHOLE

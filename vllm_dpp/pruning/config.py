@@ -27,12 +27,15 @@ class PruningConfig:
             question, see `rules.change`. For comparison: "attention", those that the question looks
             at most, which needs `relevance` "question"; "uniform"; and "random".
         segment_by: how a video is cut into segments, inside which diversity is measured.
-            "slices": every `slices_per_segment` temporal slices; the last segment may be shorter.
+            "slices": every `slices_per_segment` temporal slices, or as many as make
+            `max_segment_tokens`, or parts of a slice; the last segment may be shorter.
             "count": `num_segments` segments of equal length, to within one slice.
             "scene": `num_segments` segments, cut where adjacent slices differ most.
             "one": the whole video.
         slices_per_segment: length of a segment for "slices", in temporal slices of the vision
             encoder, at least 1. (In Qwen2.5-VL a slice is two frames.)
+        max_segment_tokens: most tokens of a segment for "slices", at least 1; None sets no bound.
+            Time grows with the square of it, and on a GPU what lies above is slow.
         num_segments: number of segments for "count" and "scene", at least 1; a video of fewer
             slices gets one segment per slice.
         relevance: "question" weighs each token by the attention that the question pays to it;
@@ -55,6 +58,7 @@ class PruningConfig:
     rule: str = "dpp"
     segment_by: SegmentBy = "slices"
     slices_per_segment: int = 16
+    max_segment_tokens: int | None = 1024
     num_segments: int = 4
     relevance: RelevanceSource = "question"
     relevance_sign: RelevanceSign = "positive"
@@ -67,6 +71,8 @@ class PruningConfig:
         require_choice("rule", self.rule, _rules())
         require_choice("segment_by", self.segment_by, get_args(SegmentBy))
         require_integer("slices_per_segment", self.slices_per_segment, minimum=1)
+        if self.max_segment_tokens is not None:
+            require_integer("max_segment_tokens", self.max_segment_tokens, minimum=1)
         require_integer("num_segments", self.num_segments, minimum=1)
         require_choice("relevance", self.relevance, get_args(RelevanceSource))
         require_choice("relevance_sign", self.relevance_sign, get_args(RelevanceSign))

@@ -156,10 +156,12 @@ def _segments(
     features: Tensor, tokens_per_slice: int, num_slices: int, config: "PruningConfig"
 ) -> list[list[int]]:
     """The tokens of each segment, of those that are there: a tail of the video is not."""
-    cuts = _cuts(features, tokens_per_slice, num_slices, config)
+    cuts = {
+        t * tokens_per_slice for t in _cuts(features, tokens_per_slice, num_slices, config)
+    } | _cuts_in_slices(tokens_per_slice, num_slices, config)
     segments: list[list[int]] = [[]]
     for i in range(len(features)):
-        if i % tokens_per_slice == 0 and i // tokens_per_slice in cuts:
+        if i in cuts:
             segments.append([])
         segments[-1].append(i)
     return segments
@@ -170,7 +172,12 @@ def _cuts(
 ) -> list[int]:
     """The slices at which a new segment starts, without the first."""
     if config.segment_by == "slices":
-        return [t for t in range(1, num_slices) if t % config.slices_per_segment == 0]
+        slices = config.slices_per_segment
+        while (
+            config.max_segment_tokens and 1 < slices > config.max_segment_tokens / tokens_per_slice
+        ):
+            slices -= 1
+        return [t for t in range(1, num_slices) if t % slices == 0]
     if config.segment_by == "count":
         count = min(config.num_segments, num_slices)
         return [segment * num_slices // count for segment in range(1, count)]
@@ -183,6 +190,15 @@ def _cuts(
         cosines.append(float(before @ after / lengths))
     by_similarity = sorted(range(len(cosines)), key=lambda t: cosines[t])
     return [t + 1 for t in by_similarity[: config.num_segments - 1]]
+
+
+def _cuts_in_slices(tokens_per_slice: int, num_slices: int, config: "PruningConfig") -> set[int]:
+    """The tokens inside a slice at which a new segment starts: it is larger than one may be."""
+    if config.segment_by != "slices" or config.max_segment_tokens is None:
+        return set()
+    parts = math.ceil(tokens_per_slice / config.max_segment_tokens)
+    inside = [tokens_per_slice * part // parts for part in range(1, parts)]
+    return {t * tokens_per_slice + i for t in range(num_slices) for i in inside}
 
 
 def change_quality(features: Tensor, tokens_per_slice: int) -> Tensor:

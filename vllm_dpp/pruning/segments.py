@@ -1,7 +1,7 @@
 """Where a video is cut into segments, and how ragged segments become batches.
 
 A video is `num_slices` temporal slices of `tokens_per_slice` tokens each, in order. A segment is
-a run of whole slices.
+a run of whole slices, or a part of one that is larger than a segment may be.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,14 +42,26 @@ def segment_offsets(
     if config.segment_by == "scene":
         raise ValueError("segment_by 'scene' has no fixed offsets: use scene_offsets")
     if config.segment_by == "slices":
-        cuts = list(range(0, num_slices, config.slices_per_segment))
+        starts = _by_slices(num_slices, tokens_per_slice, config)
     else:
         wanted = config.num_segments if config.segment_by == "count" else 1
         count = min(wanted, num_slices)
         cuts = [segment * num_slices // count for segment in range(count)]
+        starts = [cut * tokens_per_slice for cut in cuts]
     num_tokens = max(0, num_slices * tokens_per_slice - num_tail)
-    starts = [cut * tokens_per_slice for cut in cuts]
     return [*(start for start in starts if start < num_tokens), num_tokens]
+
+
+def _by_slices(num_slices: int, tokens_per_slice: int, config: PruningConfig) -> list[int]:
+    """The first token of each segment of so many slices, so many tokens, or a part of a slice."""
+    most = config.max_segment_tokens or max(1, num_slices * tokens_per_slice)
+    slices = min(config.slices_per_segment, max(1, most // max(1, tokens_per_slice)))
+    parts = max(1, -(-tokens_per_slice // most))
+    return [
+        first * tokens_per_slice + part * tokens_per_slice // parts
+        for first in range(0, num_slices, slices)
+        for part in range(parts)
+    ]
 
 
 def scene_offsets(features: Tensor, tokens_per_slice: int, num_segments: int) -> Tensor:

@@ -268,6 +268,7 @@ class ServingSettings(PruningConfig):
             budget="relevance",
             segment_by=self.segment_by,
             slices_per_segment=self.slices_per_segment,
+            max_segment_tokens=self.max_segment_tokens,
             num_segments=self.num_segments,
             projection_dim=self.projection_dim,
             max_kernel_bytes=self.max_kernel_bytes,

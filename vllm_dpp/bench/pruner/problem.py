@@ -117,7 +117,13 @@ def make_problem(
     features = _features(case, generator).to(dtype)
     raw_relevance = torch.rand(case.num_tokens, generator=generator)
     segment_ids = torch.arange(case.num_segments).repeat_interleave(case.tokens_per_segment)
-    settings = replace(settings, segment_by="slices", slices_per_segment=1, budget="length")
+    settings = replace(
+        settings,
+        segment_by="slices",
+        slices_per_segment=1,
+        max_segment_tokens=None,
+        budget="length",
+    )
     return Problem(
         case, features.to(device), raw_relevance.to(device), segment_ids.to(device), settings
     )
