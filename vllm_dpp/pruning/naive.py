@@ -172,10 +172,8 @@ def _cuts(
 ) -> list[int]:
     """The slices at which a new segment starts, without the first."""
     if config.segment_by == "slices":
-        slices = config.slices_per_segment
-        while (
-            config.max_segment_tokens and 1 < slices > config.max_segment_tokens / tokens_per_slice
-        ):
+        slices, most = config.slices_per_segment, config.max_segment_tokens or math.inf
+        while slices > 1 and slices * tokens_per_slice > most:
             slices -= 1
         return [t for t in range(1, num_slices) if t % slices == 0]
     if config.segment_by == "count":

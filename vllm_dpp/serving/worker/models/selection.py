@@ -69,8 +69,7 @@ class VideoSelector:
         """
         settings, dim = self.context.settings, like.shape[-1]
         kept = num_kept(num_tokens, settings.retention_ratio)
-        # What entered and what is compared, which of both kinds is read and then joined; what goes
-        # up.
+        # What entered, what is compared (of both kinds it is read, then joined), what goes up.
         rows = num_tokens * (1 + settings.compares_embeddings + 2 * settings.compares_both)
         gathered = (rows + 3 * kept) * dim * like.element_size()
         return gathered + max(
@@ -183,13 +182,11 @@ class VideoSelector:
         """How the pruner is to see a video in time; a piece is one segment."""
         if video.piece_of is not None:
             return {"num_slices": 1}
-        request = self.context.requests[request_id]
-        slices, rows, columns = request.grids[video.start]
-        least = LEAST_PER_SLICE if request.settings.segment_by == "slices" else 1
-        return _in_slices(video, slices, slices * rows * columns, least)
+        slices, rows, columns = self.context.requests[request_id].grids[video.start]
+        return _in_slices(video, slices, slices * rows * columns)
 
 
-def _in_slices(video: PrunedVideo, num_slices: int, num_tokens: int, least: int) -> dict[str, int]:
+def _in_slices(video: PrunedVideo, num_slices: int, num_tokens: int) -> dict[str, int]:
     """The slices and the tail of a video of so many slices and tokens, all of them entered or not.
 
     Where some have not entered, the host does not know of which slices they were: slices are equal
