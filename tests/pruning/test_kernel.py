@@ -37,6 +37,9 @@ def test_joined_rows_are_alike_by_both_kinds(features, share, dtype, error):
     assert joined.shape == (7, 53) and joined.dtype == dtype
     expected = (1 - share) * similarity(first) + share * similarity(second)
     torch.testing.assert_close(joined.float() @ joined.float().T, expected, rtol=0, atol=error)
+    some = torch.tensor([6, 0, 3])
+    for rows in (some, slice(2, 5)):
+        assert torch.equal(joined_rows(first, second, share, rows), joined[rows])
 
 
 @pytest.mark.parametrize("n", [95, 96, 97, 200, 384])

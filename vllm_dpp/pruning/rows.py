@@ -24,24 +24,30 @@ def unit_rows(features: Tensor) -> Tensor:
     return rows / (norm + NORM_EPSILON)
 
 
-def joined_rows(first: Tensor, second: Tensor, share: float) -> Tensor:
+def joined_rows(
+    first: Tensor, second: Tensor, share: float, rows: slice | Tensor = slice(None)
+) -> Tensor:
     """Two kinds of features of the same tokens as one, whose similarity is (1 - f) S₁ + f S₂.
 
     Args:
-        first: [N, D₁] float.
-        second: [N, D₂] of the same dtype, on the same device.
+        first: [M, D₁] float.
+        second: [M, D₂] of the same dtype, on the same device.
         share: f, in [0, 1].
+        rows: which N of the M are wanted; as a tensor [N] int64.
 
     Returns:
-        [N, D₁ + D₂] of their dtype.
+        [N, D₁ + D₂] of their dtype; beside it no copy of all of them is made.
     """
-    width = first.shape[1]
-    joined = first.new_empty(len(first), width + second.shape[1])
+    if isinstance(rows, slice):
+        first, second = first[rows], second[rows]
+    width, number = first.shape[1], len(first if isinstance(rows, slice) else rows)
+    joined = first.new_empty(number, width + second.shape[1])
     at_once = rows_per_cast(joined.shape[1])
-    for start in range(0, len(first), at_once):
-        rows = slice(start, start + at_once)
-        joined[rows, :width] = unit_rows(first[rows]) * (1 - share) ** 0.5
-        joined[rows, width:] = unit_rows(second[rows]) * share**0.5
+    for start in range(0, number, at_once):
+        part = slice(start, start + at_once)
+        wanted = part if isinstance(rows, slice) else rows[part]
+        joined[part, :width] = unit_rows(first[wanted]) * (1 - share) ** 0.5
+        joined[part, width:] = unit_rows(second[wanted]) * share**0.5
     return joined
 
 

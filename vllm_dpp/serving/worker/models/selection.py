@@ -69,8 +69,8 @@ class VideoSelector:
         """
         settings, dim = self.context.settings, like.shape[-1]
         kept = num_kept(num_tokens, settings.retention_ratio)
-        # What entered, what is compared (of both kinds it is read, then joined), what goes up.
-        rows = num_tokens * (1 + settings.compares_embeddings + 2 * settings.compares_both)
+        # What entered, what is compared, what goes up.
+        rows = num_tokens * (1 + settings.compares_embeddings + settings.compares_both)
         gathered = (rows + 3 * kept) * dim * like.element_size()
         return gathered + max(
             workspace_bytes(

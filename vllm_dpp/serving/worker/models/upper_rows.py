@@ -60,7 +60,7 @@ class RangeReader:
         """[n, D] or, of both kinds, [n, 2 D]: by what the tokens at these offsets are compared."""
         rows = offsets if self._stored is None else self._stored[offsets]
         if self._compares_both:
-            return joined_rows(self._compared[rows], self._hidden[rows], OF_HIDDEN_STATES)
+            return joined_rows(self._compared, self._hidden, OF_HIDDEN_STATES, rows)
         return self._compared[rows]
 
     def gather(self, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
