@@ -14,8 +14,6 @@ SELECTORS: Mapping[str, Mapping[str, Any]] = {
     "vidcom2": {"rule": "vidcom2"},
     # The product's own, with its defaults; then its settings one by one.
     "dpp": {},
-    "dpp-by-relevance": {"budget": "relevance"},
-    "dpp-by-spectrum": {"budget": "spectrum"},
     # One segment for the whole video, by relevance. Softened: by 0.1 where nothing else is said.
     "dpp-none": _ONE | _NO_QUESTION,
     "dpp-softened": _ONE | {"relevance_floor": 0.1},
