@@ -37,6 +37,7 @@ from vllm.model_executor.models.qwen3_vl import (
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
+from vllm.v1.spec_decode import llm_base_proposer
 from vllm.v1.worker import cpu_worker, gpu_model_runner
 from vllm.v1.worker.gpu import model_runner
 from vllm.v1.worker.gpu.mm import encoder_runner
@@ -245,6 +246,13 @@ def test_the_decoder_gets_its_embeddings_by_another_way_than_drafters() -> None:
     assert "super().gather_mm_embeddings(input_batch)\n" in source
     assert "self.gather_mm_embeddings" not in source
     assert "self.model_state.gather_mm_embeddings(" in inspect.getsource(model_runner)
+
+
+def test_drafters_of_v1_ask_the_configuration_for_the_token_of_images() -> None:
+    source = inspect.getsource(llm_base_proposer)
+    assert source.count("target_model.config.image_token_index") == 1
+    known = inspect.getsource(llm_base_proposer.SpecDecodeBaseProposer.load_model)
+    assert "DPP" not in known and "self.get_model_name(target_model)" in known
 
 
 def test_the_forward_context_has_what_a_pass_exchanges() -> None:
