@@ -55,8 +55,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {},
     ),
-    "K5-two-slices-async": (
-        {"prune_layer": 5, "segment_by": "slices", "slices_per_segment": 2},
+    "K5-parts-of-slices-async": (
+        {"prune_layer": 5, "segment_by": "slices", "max_segment_tokens": 10},
         {"async_scheduling": True},
     ),
 }
