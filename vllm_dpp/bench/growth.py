@@ -26,6 +26,9 @@ ARMS = ("stock", "dpp")
 STEPS, WARM_UP = 30, 5
 QUESTION, PAD, BLOCK_SIZE, NUM_VIDEOS = 1, 2, 16, 4
 
+Steps = dict[str, dict[str, float]]
+"""Median seconds of a step's parts, by requests that run."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns 0, or the status of an engine that failed."""
@@ -34,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.only is not None:
         options.json.write_text(json.dumps(steps_of(options.only, options.running)))
         return 0
-    steps = {}
-    for arm in ARMS:
+    rounds: dict[str, list[Steps]] = {arm: [] for arm in ARMS}
+    for arm in ARMS * options.rounds:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "steps.json"
             asked = ["--only", arm, "--running", *map(str, options.running), "--json", str(file)]
@@ -44,10 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             command = [sys.executable, "-m", MODULE, *asked]
             if status := subprocess.run(command, env=os.environ | environment).returncode:
                 return status
-            steps[arm] = json.loads(file.read_text())
+            rounds[arm].append(json.loads(file.read_text()))
     document = {
         "provenance": provenance(MODULE, arguments),
-        "steps": steps,
+        "steps": {arm: median_of(found) for arm, found in rounds.items()},
+        "rounds": rounds,
         "prompts": {str(size): prompt_seconds(size) for size in options.prompts},
     }
     print(f"{one_line(document['provenance'])}\n\n{render(document)}")
@@ -66,6 +70,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     running, prompts = [1, 8, 64, 256], [1_000, 10_000, 100_000]
     add("--running", type=int, nargs="+", default=running, metavar="N", help="(%(default)s)")
     add("--prompts", type=int, nargs="+", default=prompts, metavar="TOKENS", help="(%(default)s)")
+    add("--rounds", type=int, default=3, metavar="N", help="of both engines in turn (%(default)s)")
     add("--json", type=Path, metavar="FILE", help="write all numbers, with provenance")
     add("--only", choices=ARMS, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
@@ -102,8 +107,16 @@ class Timer:
         return taken
 
 
-def steps_of(arm: str, running: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Median seconds of a step of N requests that decode, and of its parts, by N."""
+def median_of(rounds: Sequence[Steps]) -> Steps:
+    """The medians of what several rounds found."""
+    return {
+        number: {part: median(one[number][part] for one in rounds) for part in parts}
+        for number, parts in rounds[0].items()
+    }
+
+
+def steps_of(arm: str, running: Sequence[int]) -> Steps:
+    """Times an engine's steps."""
     from vllm import LLM, SamplingParams
 
     from vllm_dpp.bench.throughput.arms import Model, parse_arm
