@@ -8,8 +8,8 @@ import numpy as np
 from vllm_dpp.quality.labels import CellLabels, label_cells, stack_labels
 from vllm_dpp.quality.packing import POSITIONS_PER_STEP, Chat, Pack, pack_chats
 from vllm_dpp.quality.questions import KINDS, Question, make_questions
-from vllm_dpp.quality.render import render
-from vllm_dpp.quality.scene import GRID, Scene, SceneSpec, make_scene
+from vllm_dpp.quality.render import render, shrink
+from vllm_dpp.quality.scene import GRID, Cells, Scene, SceneSpec, make_scene
 
 TEST_SEEDS = range(1_000_000)
 """Seeds of scenes that are never trained on."""
@@ -26,12 +26,13 @@ class Batch:
     Args:
         frames: [B, T, H, W, 3] uint8.
         packs: each field of `Pack`, stacked: [B, Q] or [B, G].
-        labels: each field of `CellLabels`, stacked: [B, V].
+        labels: each field of `CellLabels`, stacked: [B, V]; None for frames smaller than `SIDE`,
+            where a token shows parts of several cells of the scene.
     """
 
     frames: np.ndarray
     packs: Pack
-    labels: CellLabels
+    labels: CellLabels | None
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,12 @@ def training_seeds(run_seed: int, step: int, num_videos: int) -> list[int]:
 
 
 def training_batch(
-    run_seed: int, step: int, spec: SceneSpec, size: BatchSize, weights: Mapping[str, float]
+    run_seed: int,
+    step: int,
+    spec: SceneSpec,
+    size: BatchSize,
+    weights: Mapping[str, float],
+    cells: Cells = (GRID, GRID),
 ) -> Batch:
     """Returns the batch of a training step.
 
@@ -72,10 +78,11 @@ def training_batch(
         spec: of the videos.
         size: of the batch.
         weights: per kind, how often to ask it, relative to the others.
+        cells: (rows, columns) of a frame.
     """
     scenes = [make_scene(seed, spec) for seed in training_seeds(run_seed, step, size.num_videos)]
     asked = [_in_chats(scene, draw_questions(scene, weights, size.num_places)) for scene in scenes]
-    batch = make_batch(scenes, asked, size)
+    batch = make_batch(scenes, asked, size, cells)
     batch.packs.offsets[:] += np.array([[_shift(scene)] for scene in scenes])
     return batch
 
@@ -102,13 +109,20 @@ def _shift(scene: Scene) -> int:
 _MOST_SHIFT = 16
 
 
-def make_batch(scenes: Sequence[Scene], asked: Sequence[Sequence[Chat]], size: BatchSize) -> Batch:
-    """Renders `scenes` and packs the chats `asked` about each, as many as fit."""
+def make_batch(
+    scenes: Sequence[Scene],
+    asked: Sequence[Sequence[Chat]],
+    size: BatchSize,
+    cells: Cells = (GRID, GRID),
+) -> Batch:
+    """Renders `scenes` in so many cells and packs the chats `asked` about each, as many as fit."""
+    drawn = [render(scene) for scene in scenes]
+    is_whole = cells == (GRID, GRID)
     packs = [pack_chats(chats, size.num_tokens, size.num_places) for chats in asked]
     return Batch(
-        frames=np.stack([render(scene) for scene in scenes]),
+        frames=np.stack(drawn if is_whole else [shrink(frames, cells) for frames in drawn]),
         packs=Pack(**{name: np.stack([getattr(p, name) for p in packs]) for name in _PACK}),
-        labels=stack_labels([label_cells(scene) for scene in scenes]),
+        labels=stack_labels([label_cells(scene) for scene in scenes]) if is_whole else None,
     )
 
 

@@ -1,6 +1,7 @@
 """Accuracy on held-out videos, per kind of question, in plain torch.
 
-python -m vllm_dpp.quality.evaluate --model DIR [--split moving] [--turn 1] [--videos N] [--floors]
+python -m vllm_dpp.quality.evaluate --model DIR [--split moving] [--turn 1] [--cells 2 3]
+    [--videos N] [--floors]
 """
 
 import argparse
@@ -19,7 +20,7 @@ from vllm_dpp.quality.batches import TEST_SEEDS, Batch, BatchSize, draw_question
 from vllm_dpp.quality.learner import embed, to_tensors
 from vllm_dpp.quality.model import load_model
 from vllm_dpp.quality.questions import KINDS, chance_levels
-from vllm_dpp.quality.scene import DENSE, MOVED, STANDARD, SceneSpec, make_scene
+from vllm_dpp.quality.scene import DENSE, GRID, MOVED, STANDARD, Cells, SceneSpec, make_scene
 
 SPLITS = {"standard": STANDARD, "moving": MOVED, "dense": DENSE}
 _SIZE = BatchSize()
@@ -54,7 +55,11 @@ Scores = dict[str, Score]
 
 
 def held_out_batches(
-    spec: SceneSpec, num_videos: int, size: BatchSize = _SIZE, turn: int = 0
+    spec: SceneSpec,
+    num_videos: int,
+    size: BatchSize = _SIZE,
+    turn: int = 0,
+    cells: Cells = (GRID, GRID),
 ) -> Iterator[Batch]:
     """Batches of the first `num_videos` test videos, all kinds asked equally often if possible.
 
@@ -63,6 +68,7 @@ def held_out_batches(
         num_videos: at least one.
         size: of a batch.
         turn: how many other questions are asked and answered before each.
+        cells: (rows, columns) of a frame.
     """
     equal = dict.fromkeys(KINDS, 1.0)
     seeds = TEST_SEEDS[:num_videos]
@@ -70,7 +76,7 @@ def held_out_batches(
         scenes = [make_scene(seed, spec) for seed in seeds[first : first + size.num_videos]]
         drawn = [draw_questions(scene, equal, size.num_places) for scene in scenes]
         asked = [[tuple(q[i - turn : i + 1]) for i in range(turn, len(q))] for q in drawn]
-        yield make_batch(scenes, asked, size)
+        yield make_batch(scenes, asked, size, cells)
 
 
 @torch.inference_mode()
@@ -99,8 +105,9 @@ def _answers(model: Any, batch: Batch, drops: Sequence[int]) -> dict[int, Tensor
     device = model.device
     packs = to_tensors(batch.packs, device)
     frames = torch.from_numpy(batch.frames).to(device)
-    video = network.encode_videos(model, network.patchify(frames), len(frames))
-    hidden, turns, mask = embed(model, video, packs)
+    cells = network.cells_of(frames)
+    video = network.encode_videos(model, network.patchify(frames), len(frames), cells)
+    hidden, turns, mask = embed(model, video, packs, cells)
     layers = model.model.language_model.layers
     text = _text_tokens(hidden.shape[1], video.shape[1], packs["token_ids"].shape[1], device)
     results = {}
@@ -170,11 +177,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--videos", type=int, default=200)
     parser.add_argument("--turn", type=int, default=0, help="questions asked before each")
     parser.add_argument("--floors", action="store_true", help="drop the video at every layer")
+    parser.add_argument(
+        "--cells",
+        type=int,
+        nargs=2,
+        default=[GRID, GRID],
+        metavar=("ROWS", "COLUMNS"),
+        help="of a frame (%(default)s)",
+    )
     parser.add_argument("--json", type=Path, help="also write the scores here")
     options = parser.parse_args(arguments)
     model, _ = load_model(options.model)
     spec = SPLITS[options.split]
-    scores = score(model, held_out_batches(spec, options.videos, turn=options.turn), options.floors)
+    batches = held_out_batches(spec, options.videos, turn=options.turn, cells=tuple(options.cells))
+    scores = score(model, batches, options.floors)
     chance = chance_levels(spec, range(TEST_SEEDS.stop - 10_000, TEST_SEEDS.stop))
     print(table(scores, chance))
     if options.json:

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from vllm_dpp.quality.batches import Batch, BatchSize, training_batch
-from vllm_dpp.quality.scene import SceneSpec
+from vllm_dpp.quality.scene import Cells, SceneSpec
 
 AHEAD = 3
 """Batches ordered before they are needed. Their questions follow the accuracies of that time."""
@@ -23,10 +23,18 @@ class Feed:
         run_seed: of the run.
         size: of a batch.
         lengths: spec of the videos of a step.
+        cells: (rows, columns) of the frames of a step.
     """
 
-    def __init__(self, run_seed: int, size: BatchSize, lengths: Callable[[int], SceneSpec]) -> None:
-        self.run_seed, self.size, self.lengths = run_seed, size, lengths
+    def __init__(
+        self,
+        run_seed: int,
+        size: BatchSize,
+        lengths: Callable[[int], SceneSpec],
+        cells: Callable[[int], Cells],
+    ) -> None:
+        self.run_seed, self.size = run_seed, size
+        self.lengths, self.cells = lengths, cells
         self.ordered: list[Weights] = []
         self._pending: deque[Future[Batch]] = deque()
         self._to_order: list[Weights] = []
@@ -68,5 +76,8 @@ class Feed:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(1, mp_context=context)
         self.ordered.append(weights)
-        arguments = (self.run_seed, step, self.lengths(step), self.size, weights)
-        self._pending.append(self._pool.submit(training_batch, *arguments))
+        spec, cells = self.lengths(step), self.cells(step)
+        batch = self._pool.submit(
+            training_batch, self.run_seed, step, spec, self.size, weights, cells
+        )
+        self._pending.append(batch)

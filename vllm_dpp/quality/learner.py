@@ -15,13 +15,14 @@ from vllm_dpp.quality.packing import (
     AFTER_QUESTION,
     NO_QUESTION,
     Pack,
+    Prefix,
     attention_mask,
     hide_video,
     make_prefix,
     pack_positions,
     tokenize,
 )
-from vllm_dpp.quality.scene import NUM_CELLS
+from vllm_dpp.quality.scene import GRID, Cells
 from vllm_dpp.quality.words import COLOUR_NAMES, SHAPES
 from vllm_dpp.toy.tokenizer import TURN_END
 
@@ -113,6 +114,7 @@ def to_tensors(item: Pack | CellLabels, device: torch.device) -> dict[str, Tenso
 def vision_step(model: Any, heads: Heads, batch: Batch) -> Step:
     """The vision encoder alone, with its auxiliary losses."""
     device = model.device
+    assert batch.labels is not None, "smaller frames teach no vision encoder"
     video = _encode(model, batch, device)
     parts = _head_losses(model, heads, SEEN, video, to_tensors(batch.labels, device))
     none = torch.zeros(batch.packs.answers.shape, dtype=torch.bool)
@@ -129,11 +131,14 @@ def answer_step(model: Any, heads: Heads, batch: Batch, hide: bool = False) -> S
         hide: questions do not see the video before layer `FIRST_LOOK_UP`.
     """
     device = model.device
-    packs, labels = to_tensors(batch.packs, device), to_tensors(batch.labels, device)
+    packs = to_tensors(batch.packs, device)
     video = _encode(model, batch, device)
-    decoded = decode(model, video, packs, hide)
-    parts = _head_losses(model, heads, SEEN, video, labels)
-    parts |= _head_losses(model, heads, REMEMBERED, decoded.remembered, labels)
+    decoded = decode(model, video, packs, hide, network.cells_of(batch.frames))
+    parts: dict[str, Tensor] = {}
+    if batch.labels is not None:
+        labels = to_tensors(batch.labels, device)
+        parts |= _head_losses(model, heads, SEEN, video, labels)
+        parts |= _head_losses(model, heads, REMEMBERED, decoded.remembered, labels)
     asked = packs["answers"] != NO_QUESTION
     rows = torch.arange(len(asked), device=device)[:, None].expand_as(asked)[asked]
     columns = packs["ask_at"][asked]
@@ -170,7 +175,13 @@ class Decoded:
     glances: Tensor | None
 
 
-def decode(model: Any, video: Tensor, packs: dict[str, Tensor], hide: bool = False) -> Decoded:
+def decode(
+    model: Any,
+    video: Tensor,
+    packs: dict[str, Tensor],
+    hide: bool = False,
+    cells: Cells = (GRID, GRID),
+) -> Decoded:
     """All layers of the decoder.
 
     Args:
@@ -178,9 +189,10 @@ def decode(model: Any, video: Tensor, packs: dict[str, Tensor], hide: bool = Fal
         video: [B, V, D] float, video tokens from the encoder.
         packs: the chats, as tensors.
         hide: as in `answer_step`.
+        cells: (rows, columns) of a frame.
     """
-    hidden, turns, mask = embed(model, video, packs)
-    prefix = make_prefix(video.shape[1] // NUM_CELLS)
+    hidden, turns, mask = embed(model, video, packs, cells)
+    prefix = _prefix_of(video, cells)
     blind = hide_video(mask, prefix.video) if hide else mask
     remembered = early = hidden
     glances = []
@@ -203,10 +215,10 @@ _MOST_ATTENTION = 1 - 1e-6
 
 
 def embed(
-    model: Any, video: Tensor, packs: dict[str, Tensor]
+    model: Any, video: Tensor, packs: dict[str, Tensor], cells: Cells = (GRID, GRID)
 ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
     """Input of the decoder: [B, P + Q, D] embeddings, rotary turns, and the mask."""
-    prefix = make_prefix(video.shape[1] // NUM_CELLS)
+    prefix = _prefix_of(video, cells)
     shared = prefix.token_ids.to(video.device).expand(len(video), -1)
     ids = torch.cat([shared, packs["token_ids"]], 1)
     words = model.model.language_model.embed_tokens(ids)
@@ -214,6 +226,10 @@ def embed(
     hidden = torch.cat([words[:, :before], video, words[:, after:]], 1)
     turns = network.rotary(model, pack_positions(prefix, packs["offsets"]), hidden)
     return hidden, turns, attention_mask(packs["chat"], len(prefix.token_ids))
+
+
+def _prefix_of(video: Tensor, cells: Cells) -> Prefix:
+    return make_prefix(video.shape[1] // (cells[0] * cells[1]), cells)
 
 
 def weight_of(part: str) -> float:
@@ -228,7 +244,8 @@ def weight_of(part: str) -> float:
 
 def _encode(model: Any, batch: Batch, device: torch.device) -> Tensor:
     frames = torch.from_numpy(batch.frames).to(device)
-    return network.encode_videos(model, network.patchify(frames), len(frames))
+    patches, cells = network.patchify(frames), network.cells_of(frames)
+    return network.encode_videos(model, patches, len(frames), cells)
 
 
 def _head_losses(

@@ -6,14 +6,14 @@ for videos of one size at once, and open between the layers.
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  (its usual name)
 from torch import Tensor
 
-from vllm_dpp.quality.scene import FRAMES_PER_STEP, GRID, NUM_CELLS
+from vllm_dpp.quality.scene import FRAMES_PER_STEP, GRID, Cells
 
 PATCH = 14
-PATCHES_PER_STEP = 4 * NUM_CELLS
 
 # Of OpenAI's CLIP, which Qwen2-VL's processor uses.
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -24,22 +24,31 @@ def patchify(frames: Tensor) -> Tensor:
     """Cuts frames into normalised patches, in the order of Qwen2-VL's processor.
 
     Args:
-        frames: [B, T, H, W, 3] uint8, H and W of one frame of the task.
+        frames: [B, T, H, W, 3] uint8, H and W of whole cells.
 
     Returns:
-        [B * steps, PATCHES_PER_STEP, 1176] float32.
+        [B * steps, 4 * cells, 1176] float32.
     """
-    cut = frames.view(-1, FRAMES_PER_STEP, GRID, 2, PATCH, GRID, 2, PATCH, 3)
+    rows, columns = cells_of(frames)
+    cut = frames.view(-1, FRAMES_PER_STEP, rows, 2, PATCH, columns, 2, PATCH, 3)
     cut = cut.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).contiguous()
     std = torch.tensor(_STD, device=frames.device)
     mean = torch.tensor(_MEAN, device=frames.device)
     scale = (1 / (255 * std)).view(3, 1)
     shift = (mean / std).view(3, 1)
-    pixels = cut.view(-1, PATCHES_PER_STEP, 3, FRAMES_PER_STEP * PATCH * PATCH).float()
+    pixels = cut.view(-1, 4 * rows * columns, 3, FRAMES_PER_STEP * PATCH * PATCH).float()
     return (pixels * scale - shift).flatten(2)
 
 
-def encode_videos(model: Any, patches: Tensor, num_videos: int) -> Tensor:
+def cells_of(frames: np.ndarray | Tensor) -> Cells:
+    """Those of `frames`, [..., H, W, 3]."""
+    height, width = frames.shape[-3:-1]
+    return height // (2 * PATCH), width // (2 * PATCH)
+
+
+def encode_videos(
+    model: Any, patches: Tensor, num_videos: int, cells: Cells = (GRID, GRID)
+) -> Tensor:
     """The vision encoder.
 
     A frame is no larger than one attention window, so windowed and full attention are the same.
@@ -48,13 +57,14 @@ def encode_videos(model: Any, patches: Tensor, num_videos: int) -> Tensor:
         model: a `Qwen2_5_VLForConditionalGeneration`.
         patches: from `patchify`.
         num_videos: B.
+        cells: (rows, columns) of each of their frames.
 
     Returns:
         [B, V, D] float, video tokens.
     """
     visual = model.model.visual
     hidden = F.linear(patches, visual.patch_embed.proj.weight.flatten(1))
-    cos, sin = _vision_rotary(visual, patches)
+    cos, sin = _vision_rotary(visual, patches, cells)
     for block in visual.blocks:
         hidden = hidden + _vision_attention(block.attn, _norm(hidden, block.norm1), cos, sin)
         hidden = hidden + _gated(block.mlp, _norm(hidden, block.norm2))
@@ -71,11 +81,12 @@ def _vision_attention(attention: Any, normed: Tensor, cos: Tensor, sin: Tensor) 
     return attention.proj(mixed.transpose(1, 2).reshape(steps, patches, -1))
 
 
-def _vision_rotary(visual: Any, like: Tensor) -> tuple[Tensor, Tensor]:
-    """[PATCHES_PER_STEP, head size] cosine and sine of the patches' rows and columns."""
-    order = torch.arange(4 * NUM_CELLS, device=like.device).view(2 * GRID, 2 * GRID)
-    order = order.view(GRID, 2, GRID, 2).transpose(1, 2).flatten()
-    places = torch.stack([order // (2 * GRID), order % (2 * GRID)], dim=1)
+def _vision_rotary(visual: Any, like: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:
+    """[4 * cells, head size] cosine and sine of the patches' rows and columns."""
+    rows, columns = cells
+    order = torch.arange(4 * rows * columns, device=like.device).view(rows, 2, columns, 2)
+    order = order.transpose(1, 2).flatten()
+    places = torch.stack([order // (2 * columns), order % (2 * columns)], dim=1)
     return visual.rotary_pos_emb(like, places)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import Qwen2Tokenizer
 
 from vllm_dpp.quality.questions import KINDS, Question
-from vllm_dpp.quality.scene import GRID, NUM_CELLS
+from vllm_dpp.quality.scene import GRID, Cells
 from vllm_dpp.quality.words import make_word_tokenizer
 from vllm_dpp.toy import tokenizer as tok
 
@@ -85,13 +85,13 @@ def tokenize(text: str) -> tuple[int, ...]:
 
 
 @cache
-def make_prefix(num_steps: int) -> Prefix:
-    """Returns the prefix of a video of `num_steps` steps."""
+def make_prefix(num_steps: int, cells: Cells = (GRID, GRID)) -> Prefix:
+    """Returns the prefix of a video of `num_steps` steps and (rows, columns) of cells."""
     before, after = tokenize(BEFORE_VIDEO), tokenize(AFTER_VIDEO)
     placeholder = tokenize(tok.VIDEO_PAD)
-    count = num_steps * NUM_CELLS
+    count = num_steps * cells[0] * cells[1]
     grid = torch.cartesian_prod(
-        POSITIONS_PER_STEP * torch.arange(num_steps), torch.arange(GRID), torch.arange(GRID)
+        POSITIONS_PER_STEP * torch.arange(num_steps), *map(torch.arange, cells)
     )
     video = len(before) + grid.T
     last = int(video.max()) + 1

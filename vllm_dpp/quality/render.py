@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from vllm_dpp.quality.camera import film
-from vllm_dpp.quality.scene import FRAMES_PER_STEP, GRID, Distractor, Scene, Thing
+from vllm_dpp.quality.scene import FRAMES_PER_STEP, GRID, Cells, Distractor, Scene, Thing
 from vllm_dpp.quality.shapes import CELL, shape_masks
 from vllm_dpp.quality.words import COLOURS
 from vllm_dpp.toy.video import Frames
@@ -33,6 +33,12 @@ def render(scene: Scene) -> Frames:
     film(frames, scene.views)
     frames += _noise()[rng.integers(0, _NOISE_BANK, len(frames))]
     return np.clip(frames, 0, 255, out=frames).astype(np.uint8)
+
+
+def shrink(frames: Frames, cells: Cells) -> Frames:
+    """`frames` in fewer pixels: (rows, columns) of cells, of which each makes a token."""
+    size = (cells[1] * CELL, cells[0] * CELL)
+    return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames])
 
 
 def _background(rng: np.random.Generator, num_frames: int) -> np.ndarray:

@@ -16,6 +16,9 @@ GRID = 4
 """Cells on a side. A cell is one video token (28 pixels)."""
 
 NUM_CELLS = GRID * GRID
+
+Cells = tuple[int, int]
+"""(rows, columns) of cells of a frame: each makes a token."""
 FRAMES_PER_STEP = 2
 MAX_BRIEF_STEPS = 2
 MIN_LONG_STEPS = 3

@@ -1,4 +1,4 @@
-"""What changes during training: rate, lengths of the videos, odds of the questions, sight."""
+"""What changes during training: rate, lengths and sizes of videos, odds of questions, sight."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from vllm_dpp.quality.questions import KINDS
-from vllm_dpp.quality.scene import LONGER, SHORTER, TRAINING, SceneSpec
+from vllm_dpp.quality.scene import GRID, LONGER, SHORTER, TRAINING, Cells, SceneSpec
 
 PEAK_RATE = 1e-3
 WARM_UP_STEPS = 100
@@ -23,6 +23,8 @@ HEADS_STEPS = 150
 FURTHER_RATE = 5e-4
 
 _LENGTHS = (TRAINING, SHORTER, TRAINING, LONGER)
+_WHOLE = (GRID, GRID)
+_SIZES = (_WHOLE, (3, 3), _WHOLE, (2, 3), _WHOLE, (2, 2), _WHOLE)
 _MEMORY = 0.97
 _LEAST_ERROR = 0.03
 _LOOK_UPS = ("colour", "shape", "where")
@@ -64,6 +66,16 @@ def _decayed(progress: float) -> float:
 def lengths(step: int) -> SceneSpec:
     """Spec of the videos of a step: half of them standard, the others shorter and longer."""
     return _LENGTHS[step % len(_LENGTHS)]
+
+
+def whole_frames(step: int) -> Cells:
+    """(rows, columns) of cells of the frames of a step: as they are drawn."""
+    return GRID, GRID
+
+
+def smaller_frames(step: int) -> Cells:
+    """The same where sizes are learned: of seven steps four are whole, the others smaller."""
+    return _SIZES[step % len(_SIZES)]
 
 
 def hides_video(run_seed: int, step: int) -> bool:

@@ -52,6 +52,7 @@ class TrainOptions:
         save_every: seconds between two saved states.
         without: kinds of question that are not asked in training.
         start: folder of a model that is trained further; None to start from nothing.
+        smaller_frames: show some videos in fewer pixels, to a model that is trained further.
     """
 
     seed: int = 1
@@ -64,6 +65,7 @@ class TrainOptions:
     save_every: float = 180.0
     without: tuple[str, ...] = ()
     start: Path | None = None
+    smaller_frames: bool = False
 
 
 class Trainer:
@@ -100,7 +102,8 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.accuracies = schedule.first_accuracies()
-        self.feed = Feed(options.seed, options.size, schedule.lengths)
+        cells = schedule.smaller_frames if options.smaller_frames else schedule.whole_frames
+        self.feed = Feed(options.seed, options.size, schedule.lengths, cells)
 
     @property
     def progress(self) -> float:
@@ -157,7 +160,8 @@ class Trainer:
 
     def _batches_are_of(self) -> dict[str, int]:
         """What must not change within a run; its length and the kinds asked may."""
-        return {"seed": self.options.seed, **asdict(self.options.size)}
+        smaller = {"smaller_frames": True} if self.options.smaller_frames else {}
+        return {"seed": self.options.seed, **asdict(self.options.size), **smaller}
 
     def load_state(self, path: Path) -> None:
         """Continues from `path`.
@@ -192,6 +196,7 @@ class Log:
             "minutes": options.minutes,
             "without": list(options.without),
             "start": options.start and options.start.name,
+            "smaller_frames": options.smaller_frames,
         }
         line = " ".join(f"{name} {value}" for name, value in given.items() if value)
         self._write(
@@ -275,8 +280,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--videos", type=int, default=BatchSize.num_videos, help="per step")
     parser.add_argument("--without", nargs="+", default=[], choices=KINDS, metavar="KIND")
+    parser.add_argument(
+        "--smaller-frames", action="store_true", help="with --start: some videos in fewer pixels"
+    )
     parser.add_argument("--threads", type=int, help="of the training process")
     given = parser.parse_args(arguments)
+    if given.smaller_frames and not given.start:
+        parser.error(
+            "--smaller-frames trains a model further that has learned to see: give --start"
+        )
     if given.threads:
         torch.set_num_threads(given.threads)
     options = TrainOptions(
@@ -286,6 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         size=BatchSize(num_videos=given.videos),
         without=tuple(given.without),
         start=given.start,
+        smaller_frames=given.smaller_frames,
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the feed's process ends, too
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

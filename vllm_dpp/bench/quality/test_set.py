@@ -15,7 +15,7 @@ from vllm_dpp.quality.evaluate import SPLITS
 from vllm_dpp.quality.film import FILM_FPS, NEEDLE_KINDS, make_film, needle_questions, render_film
 from vllm_dpp.quality.packing import Chat
 from vllm_dpp.quality.questions import KINDS, Question, make_questions
-from vllm_dpp.quality.render import FPS, render
+from vllm_dpp.quality.render import FPS, render, shrink
 from vllm_dpp.quality.scene import Scene, make_scene
 from vllm_dpp.quality.shapes import CELL
 from vllm_dpp.quality.words import COLOUR_NAMES, SHAPES, YES_NO
@@ -205,5 +205,4 @@ def smaller_frames(frames: Frames, share: float) -> Frames:
     height, width = frames.shape[1] // CELL, frames.shape[2] // CELL
     sizes = [(h, w) for h in range(2, height + 1) for w in range(h, width + 1) if w - h <= 1]
     rows, columns = min(sizes, key=lambda size: abs(size[0] * size[1] - share * height * width))
-    size = (columns * CELL, rows * CELL)
-    return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames])
+    return shrink(frames, (rows, columns))
