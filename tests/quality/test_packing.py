@@ -35,13 +35,14 @@ from vllm_dpp.quality.packing import (  # noqa: E402
     tokenizer,
 )
 from vllm_dpp.quality.questions import KINDS, Question, make_questions  # noqa: E402
-from vllm_dpp.quality.render import FPS, render  # noqa: E402
-from vllm_dpp.quality.scene import DENSE, STANDARD, make_scene  # noqa: E402
+from vllm_dpp.quality.render import FPS, render, shrink  # noqa: E402
+from vllm_dpp.quality.scene import DENSE, GRID, STANDARD, Cells, make_scene  # noqa: E402
 from vllm_dpp.quality.words import ANSWERS  # noqa: E402
 from vllm_dpp.toy.video import Frames  # noqa: E402
 
 EQUAL = dict.fromkeys(KINDS, 1.0)
 both_specs = pytest.mark.parametrize("spec", [STANDARD, DENSE], ids=["standard", "dense"])
+all_sizes = pytest.mark.parametrize("cells", [(GRID, GRID), (2, 3)], ids=["whole", "smaller"])
 
 
 @pytest.fixture(scope="module")
@@ -72,22 +73,24 @@ def processed(processor: Any, frames: Frames, text: str) -> Any:
 
 
 @both_specs
-def test_patches_are_the_processors(processor: Any, spec: Any) -> None:
-    frames = render(make_scene(1, spec))
+@all_sizes
+def test_patches_are_the_processors(processor: Any, spec: Any, cells: Cells) -> None:
+    frames = shrink(render(make_scene(1, spec)), cells)
     theirs = processed(processor, frames, "where is the star?")["pixel_values_videos"]
     ours = network.patchify(torch.from_numpy(frames[None])).flatten(0, 1)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6)
 
 
 @both_specs
-def test_tokens_and_positions_are_vllms(processor: Any, spec: Any) -> None:
+@all_sizes
+def test_tokens_and_positions_are_vllms(processor: Any, spec: Any, cells: Cells) -> None:
     scene = make_scene(1, spec)
     question = make_questions(scene)[0]
-    theirs = processed(processor, render(scene), question.text)
+    theirs = processed(processor, shrink(render(scene), cells), question.text)
     pack = pack_chats([(question,)], 40, 1)
     count = int((pack.chat != NO_QUESTION).sum())
     ids = torch.from_numpy(pack.token_ids[:count])
-    prefix = make_prefix(spec.num_steps)
+    prefix = make_prefix(spec.num_steps, cells)
     ours = torch.cat([prefix.token_ids, ids])
     assert ours[:-1].tolist() == theirs["input_ids"][0].tolist()  # our last is the answer
     positions = pack_positions(prefix, torch.from_numpy(pack.offsets[None, : count - 1]))
@@ -102,18 +105,21 @@ def test_tokens_and_positions_are_vllms(processor: Any, spec: Any) -> None:
     torch.testing.assert_close(positions[:, 0], expected)
 
 
-def test_logits_are_the_models(processor: Any, model: Any) -> None:
+@all_sizes
+def test_logits_are_the_models(processor: Any, model: Any, cells: Cells) -> None:
     scene = make_scene(3)
     questions = make_questions(scene)[::7]
-    batch = make_batch([scene], [singly(questions)], BatchSize(1, 200, 24))
+    batch = make_batch([scene], [singly(questions)], BatchSize(1, 200, 24), cells)
+    assert (batch.labels is None) == (cells != (GRID, GRID))
     packs = to_tensors(batch.packs, torch.device("cpu"))
     with torch.no_grad():
-        video = network.encode_videos(model, network.patchify(torch.from_numpy(batch.frames)), 1)
-        hidden = decode(model, video, packs).questions
+        patches = network.patchify(torch.from_numpy(batch.frames))
+        video = network.encode_videos(model, patches, 1, cells)
+        hidden = decode(model, video, packs, cells=cells).questions
         for place, question in enumerate(questions):
             ours = network.final_logits(model, hidden[0, packs["ask_at"][0, place]])
             inputs = processed(processor, batch.frames[0], question.text)
-            theirs = model(**inputs, position_ids=positions_of(question)).logits[0, -1]
+            theirs = model(**inputs, position_ids=positions_of(question, cells)).logits[0, -1]
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
             assert theirs.std() > 0.1
 
@@ -136,12 +142,12 @@ def test_a_later_question_is_asked_as_a_chat_template_asks_it(processor: Any) ->
     assert pack.chat[count] == 1 and pack.offsets[count] == 0
 
 
-def positions_of(question: Question) -> torch.Tensor:
+def positions_of(question: Question, cells: Cells) -> torch.Tensor:
     """[3, 1, N] int64, by vLLM's rule, without the answer."""
     pack = pack_chats([(question,)], 40, 1)
     count = int((pack.chat != NO_QUESTION).sum())
     return pack_positions(
-        make_prefix(STANDARD.num_steps), torch.from_numpy(pack.offsets[None, : count - 1])
+        make_prefix(STANDARD.num_steps, cells), torch.from_numpy(pack.offsets[None, : count - 1])
     )
 
 

@@ -25,7 +25,7 @@ from vllm_dpp.quality.model import save_model  # noqa: E402
 from vllm_dpp.quality.packing import tokenizer  # noqa: E402
 from vllm_dpp.quality.questions import KINDS  # noqa: E402
 from vllm_dpp.quality.scene import SHORTER, STANDARD  # noqa: E402
-from vllm_dpp.quality.train import Trainer, TrainOptions, train  # noqa: E402
+from vllm_dpp.quality.train import Trainer, TrainOptions, main, train  # noqa: E402
 
 SMALL = BatchSize(num_videos=2, num_tokens=60, num_places=6)
 CPU = torch.device("cpu")
@@ -67,6 +67,21 @@ def test_a_batch_is_of_seed_and_step() -> None:
     assert not (none.packs.kinds == kind).any()
     other = training_batch(1, 8, STANDARD, SMALL, weights)
     assert (one.packs.token_ids != other.packs.token_ids).any()
+
+
+def test_where_sizes_are_learned_more_than_half_of_the_frames_are_whole() -> None:
+    sizes = [schedule.smaller_frames(step) for step in range(28)]
+    assert sizes.count(schedule.whole_frames(0)) == 16
+    by_length: dict[int, set[tuple[int, int]]] = {}
+    for step, size in enumerate(sizes):
+        by_length.setdefault(schedule.lengths(step).num_steps, set()).add(size)
+    assert all(found == {(4, 4), (3, 3), (2, 3), (2, 2)} for found in by_length.values())
+
+
+def test_smaller_frames_are_for_a_model_that_sees(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--out", "nowhere", "--smaller-frames"])
+    assert "give --start" in capsys.readouterr().err
 
 
 def test_vision_learns_in_a_few_steps() -> None:
