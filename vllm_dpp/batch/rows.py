@@ -68,10 +68,20 @@ def read_rows(source: Path, question: str | None = None) -> list[Row]:
     return rows
 
 
-def _of_folder(folder: Path, question: str | None) -> list[Row]:
+def videos_in(folder: Path) -> list[Path]:
+    """All videos below `folder`, in order.
+
+    Raises:
+        ValueError: there are none.
+    """
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
     if not found:
         raise ValueError(f"{folder} has no videos ({', '.join(VIDEO_SUFFIXES)})")
+    return found
+
+
+def _of_folder(folder: Path, question: str | None) -> list[Row]:
+    found = videos_in(folder)
     if not question:
         raise ValueError(f"{folder} is a folder of videos, which needs --question")
     return [Row(str(p.relative_to(folder)), str(p.resolve()), question) for p in found]

@@ -56,7 +56,9 @@ def main(argv: list[str] | None = None) -> int:
     document = {
         "provenance": provenance(opt.MODULE, arguments),
         "model": model_name(options.model),
-        "options": {k: v for k, v in vars(options).items() if k not in ("output", "plot")},
+        "options": {
+            k: v for k, v in vars(options).items() if k not in ("output", "plot", "videos")
+        },
         "rounds": rounds,
         "results": {
             number: {arm: medians(found) for arm, found in by_arm.items()}
@@ -116,7 +118,7 @@ def ask(server: Server, options: Any, *, concurrency: int, seed: int) -> dict[st
         command = [
             *(*VLLM, "bench", "serve", "--model", server.model),
             *("--base-url", f"http://{HOST}:{server.port}"),
-            *opt.client_flags(options, concurrency, seed),
+            *opt.client_flags(options, concurrency, seed, Path(folder)),
             *("--save-result", "--result-dir", folder, "--result-filename", "result.json"),
         ]
         before = server.metrics()

@@ -4,7 +4,9 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from vllm_dpp.batch.rows import videos_in
 from vllm_dpp.bench.chat.arms import EVS_WORKER
 from vllm_dpp.bench.help import HelpFormatter
 from vllm_dpp.bench.throughput.arms import GRAMMAR, Arm
@@ -13,6 +15,13 @@ MODULE = "vllm_dpp.bench.serve"
 ARMS = ("stock", "evs@0.6", "two-stages@0.4")
 FRAMES_PER_SECOND = 30
 """Of the videos that `vllm bench serve` makes; a server reads two of them a second."""
+QUESTIONS = (
+    "What happens in this video?",
+    "Who or what can be seen, and where?",
+    "What is different at the end?",
+    "Which moment matters most, and why?",
+)
+"""About the videos of a folder."""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -20,8 +29,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="vllm-dpp bench serve",
         description="Stock vLLM, EVS and this plugin in turn under vLLM's own `vllm bench serve`: "
-        "one random video a request, so many requests at once. All servers stay up, one is asked "
-        "at a time. Other flags go to every server.",
+        "one video a request, random or of a folder, so many requests at once. All servers stay "
+        "up, one is asked at a time. Other flags go to every server.",
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
@@ -31,8 +40,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--concurrency", type=int, nargs="+", default=[1, 8, 32], metavar="N", help="at once")
     add("--rounds", type=int, default=2, help="of each arm and concurrency, each of other videos")
     add("--waves", type=int, default=2, help="requests of a round: so many times the concurrency")
-    add("--seconds", type=float, default=8, help="of a video")
-    add("--side", type=int, default=168, help="height and width of a video, in pixels")
+    add("--videos", type=Path, metavar="FOLDER", help="ask about these, each again and again")
+    add("--seconds", type=float, default=8, help="of a random video")
+    add("--side", type=int, default=168, help="height and width of a random video, in pixels")
     add("--output-tokens", type=int, default=32, help="of a request")
     add(
         "--goodput", nargs="+", default=[], metavar="METRIC:MS", help="as `vllm bench serve` has it"
@@ -46,6 +56,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     options.flags = flags
     if "stock" not in options.arms or len(set(options.arms)) < len(options.arms):
         parser.error("--arms needs stock, and each arm once: every ratio is one to stock's")
+    if options.videos is not None:
+        try:
+            videos_in(options.videos)
+        except ValueError as error:
+            parser.error(f"--videos: {error}")
     if min(*options.concurrency, options.rounds, options.waves) < 1:
         parser.error("--concurrency, --rounds and --waves must be at least 1")
     return options
@@ -58,6 +73,8 @@ def server_flags(arm: Arm, options: argparse.Namespace, *, on_cpu: bool) -> list
         *("--kv-cache-memory-bytes", str(int(options.kv_cache_gib * 2**30))),
         *("--limit-mm-per-prompt", json.dumps({"image": 0, "video": 1})),
     ]
+    if options.videos is not None:
+        flags += ["--allowed-local-media-path", str(options.videos.resolve())]
     for name, value in arm.engine_args.items():
         text = json.dumps(value) if isinstance(value, dict) else str(value)
         flags += [f"--{name.replace('_', '-')}", text]
@@ -74,19 +91,58 @@ def server_flags(arm: Arm, options: argparse.Namespace, *, on_cpu: bool) -> list
     return flags + options.flags
 
 
-def client_flags(options: argparse.Namespace, concurrency: int, seed: int) -> list[str]:
-    """What `vllm bench serve` is asked for, beside the server and where its result goes."""
-    frames = round(options.seconds * FRAMES_PER_SECOND)
+def client_flags(
+    options: argparse.Namespace, concurrency: int, seed: int, folder: Path
+) -> list[str]:
+    """What `vllm bench serve` is asked for, beside the server and where its result goes.
+
+    Args:
+        options: of the command line.
+        concurrency: requests at once.
+        seed: other requests for another.
+        folder: for files that the client reads.
+    """
+    count = concurrency * options.waves
     return [
         *("--backend", "openai-chat", "--endpoint", "/v1/chat/completions"),
-        *("--dataset-name", "random-mm", "--seed", str(seed), "--num-warmups", "0"),
-        *("--num-prompts", str(concurrency * options.waves)),
-        *("--max-concurrency", str(concurrency)),
-        *("--random-input-len", "16", "--random-output-len", str(options.output_tokens)),
-        *("--random-mm-base-items-per-request", "1"),
-        *("--random-mm-limit-mm-per-prompt", json.dumps({"image": 0, "video": 1})),
-        *("--random-mm-bucket-config", str({(options.side, options.side, frames): 1.0})),
+        *("--seed", str(seed), "--num-warmups", "0"),
+        *("--num-prompts", str(count), "--max-concurrency", str(concurrency)),
+        *_dataset(options, count, seed, folder),
         *("--percentile-metrics", "ttft,tpot,itl,e2el", "--metric-percentiles", "50,99"),
         *("--ignore-eos", "--temperature", "0", "--disable-tqdm"),
         *(["--goodput", *options.goodput] if options.goodput else []),
     ]
+
+
+def _dataset(options: argparse.Namespace, count: int, seed: int, folder: Path) -> list[str]:
+    if options.videos is None:
+        frames = round(options.seconds * FRAMES_PER_SECOND)
+        return [
+            *("--dataset-name", "random-mm"),
+            *("--random-input-len", "16", "--random-output-len", str(options.output_tokens)),
+            *("--random-mm-base-items-per-request", "1"),
+            *("--random-mm-limit-mm-per-prompt", json.dumps({"image": 0, "video": 1})),
+            *("--random-mm-bucket-config", str({(options.side, options.side, frames): 1.0})),
+        ]
+    file = folder / "requests.json"
+    file.write_text(json.dumps(requests_about(videos_in(options.videos), count, seed)))
+    length = str(options.output_tokens)
+    return [
+        "--dataset-name",
+        "sharegpt",
+        "--dataset-path",
+        str(file),
+        "--sharegpt-output-len",
+        length,
+    ]
+
+
+def requests_about(videos: Sequence[Path], count: int, seed: int) -> list[dict[str, Any]]:
+    """Entries of a dataset in ShareGPT's format: each video in turn, with each question in turn."""
+    entries = []
+    for index in range(count):
+        question = QUESTIONS[(index // len(videos) + seed) % len(QUESTIONS)]
+        turns = [{"from": "human", "value": question}, {"from": "gpt", "value": ""}]
+        video = videos[(index + seed) % len(videos)]
+        entries.append({"video": str(video.resolve()), "conversations": turns})
+    return entries
