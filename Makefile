@@ -15,15 +15,15 @@ SKIP_KNOWN := sed -u -e '/^Requirement already satisfied/d' -e '/^Looking in /d'
 
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 \
 	VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
-# Half of the tests, by time.
-BESIDE := tests/bench tests/e2e tests/patches tests/pruning tests/quality \
-	tests/serving/scheduling
+# What one pytest runs, the long ones first; a folder stands for what no other part has of it.
+PARTS := tests/serving/test_families.py tests/e2e tests/serving tests/bench tests/batch \
+	tests/bench/quality tests/pruning tests/serving/test_entry.py tests
 CPU_VLLM := VLLM_CPU_KVCACHE_SPACE=$${VLLM_CPU_KVCACHE_SPACE:-1}
 
 PYTEST = $(OFFLINE) $(CPU_VLLM) $(BIN)/python -m pytest
-HALF = OMP_NUM_THREADS=1 $(PYTEST) --durations=40 --durations-min=20
+PART = OMP_NUM_THREADS=1 $(PYTEST) --durations=20 --durations-min=20
 
-.PHONY: help env test lint types pytest demo clean
+.PHONY: help env test lint types pytest part demo clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -58,19 +58,21 @@ types: $(STAMP) ## mypy, strict on vllm_dpp/pruning
 	@echo "==> mypy"
 	@$(BIN)/mypy
 
-# Without arguments two at once, on a thread each: more threads would wait for one another.
+# Without arguments two parts at once, on a thread each: more threads would wait for one another.
 pytest: $(STAMP) ## the tests that need no GPU; PYTEST_ARGS adds arguments
 ifdef PYTEST_ARGS
 	@echo "==> pytest"
 	@$(PYTEST) $(PYTEST_ARGS)
 else
-	@echo "==> pytest, and beside it $(BESIDE)"
-	@logs=$$(mktemp -d); trap 'rm -rf "$$logs"' EXIT; \
-	$(HALF) $(BESIDE) >"$$logs/beside" 2>&1 & beside=$$!; \
-	status=0; $(HALF) $(BESIDE:%=--ignore=%) 2>&1 | tee "$$logs/first" || status=$$?; \
-	wait $$beside || status=$$?; cat "$$logs/beside"; \
+	@logs=$$(mktemp -d); trap 'rm -rf "$$logs"' EXIT; status=0; \
+	printf '%s\n' $(PARTS) | xargs -P 2 -I{} $(MAKE) --no-print-directory part PART_OF={} LOGS="$$logs" || status=1; \
 	grep -haE '^(FAILED|ERROR) |^=+ .* in [0-9.]+s' "$$logs"/* || true; exit $$status
 endif
+
+part:
+	@log="$(LOGS)/$(subst /,.,$(PART_OF))"; status=0; \
+	$(PART) $(PART_OF) $(patsubst %,--ignore=%,$(filter $(PART_OF)/%,$(PARTS))) >"$$log" 2>&1 || status=$$?; \
+	echo "==> pytest $(PART_OF)"; cat "$$log"; exit $$status
 
 demo: $(STAMP) ## run examples/demo.py
 	@$(OFFLINE) $(CPU_VLLM) $(BIN)/python examples/demo.py
