@@ -32,6 +32,14 @@ NAMED = {
 }
 MEL_BINS = 16
 
+_TEXT = "{%- elif 'text' in content -%}"
+CHAT_TEMPLATE = tok.CHAT_TEMPLATE.replace(
+    _TEXT,
+    "{%- elif content['type'] == 'audio' or 'audio' in content or 'audio_url' in content -%}\n"
+    f"{NAMED['audio_bos_token']}{NAMED['audio_token']}{NAMED['audio_eos_token']}\n{_TEXT}",
+)
+"""Qwen's, with a place for sound."""
+
 
 def make_tokenizer() -> Qwen2Tokenizer:
     """Qwen's, with tokens of audio, and names for those that the processor asks for."""
@@ -48,7 +56,7 @@ def make_processor(tokenizer: Qwen2Tokenizer) -> Qwen3OmniMoeProcessor:
         Qwen2VLVideoProcessor(size=pixels, patch_size=qwen3_vl.PATCH, **normalised),
         WhisperFeatureExtractor(feature_size=MEL_BINS),
         tokenizer,
-        chat_template=tok.CHAT_TEMPLATE,
+        chat_template=CHAT_TEMPLATE,
     )
 
 
