@@ -11,7 +11,7 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("cv2")
 pytest.importorskip("matplotlib")
 
-from vllm_dpp.quality import schedule  # noqa: E402  (needs the modules above)
+from vllm_dpp.quality import evaluate, network, schedule  # noqa: E402  (needs the modules above)
 from vllm_dpp.quality.batches import BatchSize, training_batch  # noqa: E402
 from vllm_dpp.quality.evaluate import (  # noqa: E402
     Score,
@@ -20,9 +20,10 @@ from vllm_dpp.quality.evaluate import (  # noqa: E402
     score,
     table,
 )
-from vllm_dpp.quality.learner import Heads, vision_step  # noqa: E402
+from vllm_dpp.quality.labels import NO_SHAPE  # noqa: E402
+from vllm_dpp.quality.learner import Heads, embed, to_tensors, vision_step  # noqa: E402
 from vllm_dpp.quality.model import save_model  # noqa: E402
-from vllm_dpp.quality.packing import tokenizer  # noqa: E402
+from vllm_dpp.quality.packing import make_prefix, tokenizer  # noqa: E402
 from vllm_dpp.quality.questions import KINDS  # noqa: E402
 from vllm_dpp.quality.scene import SHORTER, STANDARD  # noqa: E402
 from vllm_dpp.quality.train import Trainer, TrainOptions, main, train  # noqa: E402
@@ -67,6 +68,31 @@ def test_a_batch_is_of_seed_and_step() -> None:
     assert not (none.packs.kinds == kind).any()
     other = training_batch(1, 8, STANDARD, SMALL, weights)
     assert (one.packs.token_ids != other.packs.token_ids).any()
+
+
+def test_what_shows_a_thing_stays_first() -> None:
+    """And nothing else that matters changes: with all of it kept the answers are the same."""
+    model = Trainer(TrainOptions(seed=0, size=SMALL), CPU).model.eval()
+    (batch,) = held_out_batches(STANDARD, 2, SMALL)
+    shown = torch.from_numpy(batch.labels.shape != NO_SHAPE)
+    count = int(shown.sum(1).max())
+    kept = evaluate._things_first(batch, count)
+    assert kept.shape == (2, count) and (kept.diff(dim=1) > 0).all()
+    assert torch.zeros_like(shown).scatter(1, kept, True)[shown].all()
+    packs = to_tensors(batch.packs, CPU)
+    with torch.no_grad():
+        frames = torch.from_numpy(batch.frames)
+        video = network.encode_videos(model, network.patchify(frames), 2)
+        whole = embed(model, video, packs)
+        everything = torch.arange(video.shape[1]).expand(2, -1)
+        hidden, turns, mask = evaluate._enter(*whole, video.shape[1], everything)
+        assert torch.equal(hidden, whole[0]) and torch.equal(mask, whole[2])
+        assert all(map(torch.equal, turns, whole[1]))
+        hidden, _, mask = evaluate._enter(*whole, video.shape[1], kept)
+        start = make_prefix(STANDARD.num_steps).video.start
+        rows = torch.arange(2)[:, None]
+        assert torch.equal(hidden[:, start : start + count], video[rows, kept])
+        assert mask.shape[3] == whole[2].shape[3] - video.shape[1] + count
 
 
 def test_where_sizes_are_learned_more_than_half_of_the_frames_are_whole() -> None:

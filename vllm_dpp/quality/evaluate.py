@@ -1,7 +1,7 @@
 """Accuracy on held-out videos, per kind of question, in plain torch.
 
 python -m vllm_dpp.quality.evaluate --model DIR [--split moving] [--turn 1] [--cells 2 3]
-    [--videos N] [--floors]
+    [--videos N] [--floors] [--keep SHARE]
 """
 
 import argparse
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vllm_dpp.quality import network
 from vllm_dpp.quality.batches import TEST_SEEDS, Batch, BatchSize, draw_questions, make_batch
+from vllm_dpp.quality.labels import NO_SHAPE
 from vllm_dpp.quality.learner import embed, to_tensors
 from vllm_dpp.quality.model import load_model
 from vllm_dpp.quality.questions import KINDS, chance_levels
@@ -80,13 +81,17 @@ def held_out_batches(
 
 
 @torch.inference_mode()
-def score(model: Any, batches: Iterator[Batch], floors: bool = False) -> dict[int, Scores]:
+def score(
+    model: Any, batches: Iterator[Batch], floors: bool = False, keep: float = 1.0
+) -> dict[int, Scores]:
     """Asks `model` everything in `batches`.
 
     Args:
         model: a `Qwen2_5_VLForConditionalGeneration` of L layers.
         batches: of held-out videos.
         floors: also for every layer K < L, with all video tokens dropped before layer K.
+        keep: share of the video tokens that enter the decoder, as if one knew what they show:
+            those of things first, then others at random.
 
     Returns:
         Scores by K; L stands for nothing dropped.
@@ -95,12 +100,12 @@ def score(model: Any, batches: Iterator[Batch], floors: bool = False) -> dict[in
     drops = list(range(depth)) if floors else []
     totals: dict[int, Scores] = {drop: {} for drop in [*drops, depth]}
     for batch in batches:
-        for drop, right in _answers(model, batch, drops).items():
+        for drop, right in _answers(model, batch, drops, keep).items():
             _add(totals[drop], batch, right)
     return totals
 
 
-def _answers(model: Any, batch: Batch, drops: Sequence[int]) -> dict[int, Tensor]:
+def _answers(model: Any, batch: Batch, drops: Sequence[int], keep: float) -> dict[int, Tensor]:
     """By layer of the drop, [B, G] bool right answers."""
     device = model.device
     packs = to_tensors(batch.packs, device)
@@ -108,8 +113,13 @@ def _answers(model: Any, batch: Batch, drops: Sequence[int]) -> dict[int, Tensor
     cells = network.cells_of(frames)
     video = network.encode_videos(model, network.patchify(frames), len(frames), cells)
     hidden, turns, mask = embed(model, video, packs, cells)
+    num_video = video.shape[1]
+    if keep < 1:
+        entering = _things_first(batch, round(keep * num_video)).to(device)
+        hidden, turns, mask = _enter(hidden, turns, mask, num_video, entering)
+        num_video = entering.shape[1]
     layers = model.model.language_model.layers
-    text = _text_tokens(hidden.shape[1], video.shape[1], packs["token_ids"].shape[1], device)
+    text = _text_tokens(hidden.shape[1], num_video, packs["token_ids"].shape[1], device)
     results = {}
     for depth, layer in enumerate(layers):
         if depth in drops:
@@ -122,6 +132,28 @@ def _answers(model: Any, batch: Batch, drops: Sequence[int]) -> dict[int, Tensor
         hidden = network.decoder_layer(layer, hidden, turns, mask)
     results[len(layers)] = _right(model, hidden, packs)
     return results
+
+
+def _things_first(batch: Batch, count: int) -> Tensor:
+    """[B, count] int64, ascending: which video tokens stay."""
+    if batch.labels is None:
+        raise ValueError("what a token shows is known of whole frames alone")
+    shown = torch.from_numpy(batch.labels.shape != NO_SHAPE)
+    order = shown + torch.rand(shown.shape, generator=torch.Generator().manual_seed(0))
+    return order.topk(count).indices.sort().values
+
+
+def _enter(
+    hidden: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor, num_video: int, index: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+    """Input of the decoder with the video tokens at `index`, [B, k], alone."""
+    rows = torch.arange(len(hidden), device=hidden.device)[:, None]
+    stop = hidden.shape[1] - mask.shape[2] - 1  # as in `_text_tokens`
+    tokens = torch.arange(hidden.shape[1], device=hidden.device).expand(len(hidden), -1)
+    start = stop - num_video
+    places = torch.cat([tokens[:, :start], start + index, tokens[:, stop:]], 1)
+    cos, sin = (turn[:, 0][rows, places][:, None] for turn in turns)
+    return hidden[rows, places], (cos, sin), mask[:, 0].mT[rows, places].mT[:, None]
 
 
 def _text_tokens(length: int, num_video: int, num_questions: int, device: Any) -> Tensor:
@@ -185,12 +217,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar=("ROWS", "COLUMNS"),
         help="of a frame (%(default)s)",
     )
+    parser.add_argument(
+        "--keep",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="of the video: tokens that show a thing first, by knowing, then others at random",
+    )
     parser.add_argument("--json", type=Path, help="also write the scores here")
     options = parser.parse_args(arguments)
     model, _ = load_model(options.model)
     spec = SPLITS[options.split]
     batches = held_out_batches(spec, options.videos, turn=options.turn, cells=tuple(options.cells))
-    scores = score(model, batches, options.floors)
+    scores = score(model, batches, options.floors, options.keep)
     chance = chance_levels(spec, range(TEST_SEEDS.stop - 10_000, TEST_SEEDS.stop))
     print(table(scores, chance))
     if options.json:
