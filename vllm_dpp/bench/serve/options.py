@@ -40,7 +40,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--concurrency", type=int, nargs="+", default=[1, 8, 32], metavar="N", help="at once")
     add("--rounds", type=int, default=2, help="of each arm and concurrency, each of other videos")
     add("--waves", type=int, default=2, help="requests of a round: so many times the concurrency")
-    add("--videos", type=Path, metavar="FOLDER", help="ask about these, each again and again")
+    add("--videos", type=Path, metavar="FOLDER", help="ask about these instead, again and again")
     add("--seconds", type=float, default=8, help="of a random video")
     add("--side", type=int, default=168, help="height and width of a random video, in pixels")
     add("--output-tokens", type=int, default=32, help="of a request")
@@ -128,21 +128,21 @@ def _dataset(options: argparse.Namespace, count: int, seed: int, folder: Path) -
     file.write_text(json.dumps(requests_about(videos_in(options.videos), count, seed)))
     length = str(options.output_tokens)
     return [
-        "--dataset-name",
-        "sharegpt",
-        "--dataset-path",
-        str(file),
-        "--sharegpt-output-len",
-        length,
+        *("--dataset-name", "sharegpt", "--dataset-path", str(file)),
+        *("--sharegpt-output-len", length),
     ]
 
 
 def requests_about(videos: Sequence[Path], count: int, seed: int) -> list[dict[str, Any]]:
-    """Entries of a dataset in ShareGPT's format: each video in turn, with each question in turn."""
+    """Entries of a dataset in ShareGPT's format: videos and questions in turn, no request twice.
+
+    The client puts a question before its video, so that a number in front of it is enough.
+    """
     entries = []
     for index in range(count):
-        question = QUESTIONS[(index // len(videos) + seed) % len(QUESTIONS)]
-        turns = [{"from": "human", "value": question}, {"from": "gpt", "value": ""}]
+        question = QUESTIONS[(index // len(videos)) % len(QUESTIONS)]
+        text = f"{seed}.{index}: {question}"
+        turns = [{"from": "human", "value": text}, {"from": "gpt", "value": ""}]
         video = videos[(index + seed) % len(videos)]
         entries.append({"video": str(video.resolve()), "conversations": turns})
     return entries
