@@ -119,7 +119,8 @@ def ask(server: Server, options: Any, *, concurrency: int, seed: int) -> dict[st
             *(*VLLM, "bench", "serve", "--model", server.model),
             *("--base-url", f"http://{HOST}:{server.port}"),
             *opt.client_flags(options, concurrency, seed, Path(folder)),
-            *("--save-result", "--result-dir", folder, "--result-filename", "result.json"),
+            *("--save-result", "--save-detailed"),
+            *("--result-dir", folder, "--result-filename", "result.json"),
         ]
         before = server.metrics()
         with peak_of(server, "vllm:kv_cache_usage_perc") as peak:
@@ -130,7 +131,10 @@ def ask(server: Server, options: Any, *, concurrency: int, seed: int) -> dict[st
         result = json.loads(file.read_text())
     asked = concurrency * options.waves
     if result["completed"] != asked:
-        raise ServerError(f"{server.name} answered {result['completed']} of {asked} requests")
+        why = next(filter(None, result["errors"]), "").strip()
+        raise ServerError(
+            f"{server.name} answered {result['completed']} of {asked} requests; {why[-500:]}"
+        )
     after = server.metrics()
     numbers = {k: v for k, v in result.items() if isinstance(v, int | float)}
     return numbers | {
