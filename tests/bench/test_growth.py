@@ -13,6 +13,12 @@ def test_the_median_round_counts() -> None:
     assert growth.median_of(rounds) == {"8": {"schedule": 2.0, "step": 7.0}}
 
 
+def test_no_rounds(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        growth.main(["--rounds", "0"])
+    assert "at least 1" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.e2e
 def test_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -104,6 +104,21 @@ def test_where_sizes_are_learned_more_than_half_of_the_frames_are_whole() -> Non
     assert all(found == {(4, 4), (3, 3), (2, 3), (2, 2)} for found in by_length.values())
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--cells 0 4", "2 to 4 each"),
+        ("--keep 0", "a share"),
+        ("--keep 0.5 --cells 2 3", "leave out --cells"),
+        ("--videos 0", "at least 1"),
+    ],
+)
+def test_bad_arguments(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        evaluate.main(["--model", "nowhere", *words.split()])
+    assert message in capsys.readouterr().err
+
+
 def test_smaller_frames_are_for_a_model_that_sees(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--out", "nowhere", "--smaller-frames"])

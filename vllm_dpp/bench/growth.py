@@ -73,7 +73,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--rounds", type=int, default=3, metavar="N", help="of both engines in turn (%(default)s)")
     add("--json", type=Path, metavar="FILE", help="write all numbers, with provenance")
     add("--only", choices=ARMS, help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if min(options.rounds, *options.running) < 1:
+        parser.error("--rounds and --running must be at least 1")
+    return options
 
 
 class Timer:

@@ -226,6 +226,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--json", type=Path, help="also write the scores here")
     options = parser.parse_args(arguments)
+    if not all(2 <= side <= GRID for side in options.cells):
+        parser.error(f"--cells must be 2 to {GRID} each")
+    if not 0 < options.keep <= 1:
+        parser.error("--keep is a share, in (0, 1]")
+    if options.keep < 1 and options.cells != [GRID, GRID]:
+        parser.error("--keep knows what whole frames show: leave out --cells")
+    if options.videos < 1:
+        parser.error("--videos must be at least 1")
     model, _ = load_model(options.model)
     spec = SPLITS[options.split]
     batches = held_out_batches(spec, options.videos, turn=options.turn, cells=tuple(options.cells))
