@@ -31,6 +31,10 @@ def _shapes(things: list[Thing]) -> list[str]:
     return [SHAPES[thing.shape] for thing in things]
 
 
+def _both(scene: Scene, colour: str, shape: str) -> list[Thing]:
+    return [thing for thing in _named(scene, colour) if thing in _named(scene, shape)]
+
+
 def _quadrant(thing: Thing) -> str:
     row, column = divmod(thing.cell, GRID)
     return ("north" if 2 * row < GRID else "south") + ("west" if 2 * column < GRID else "east")
@@ -66,6 +70,7 @@ _RULES = {
     r"what colour is the (\w+)\?": lambda s, w: _colours(_named(s, w)),
     r"what shape is (\w+)\?": lambda s, w: _shapes(_named(s, w)),
     r"where is the (\w+)\?": lambda s, w: [_quadrant(t) for t in _named(s, w)],
+    r"where is the (\w+) (\w+)\?": lambda s, *w: [_quadrant(t) for t in _both(s, *w)],
     r"in which half is the (\w+)\?": lambda s, w: [
         half for t in _named(s, w) for half in _halves(s, t)
     ],

@@ -13,13 +13,15 @@ from vllm_dpp.quality.film import (  # noqa: E402
     NEEDLE_KINDS,
     NUM_NEEDLES,
     NUM_SHOTS,
+    ORDINARY,
     SHOT,
     make_film,
     needle_questions,
+    ordinary_questions,
     render_film,
 )
 from vllm_dpp.quality.render import render  # noqa: E402
-from vllm_dpp.quality.words import SHAPES  # noqa: E402
+from vllm_dpp.quality.words import COLOUR_NAMES, SHAPES  # noqa: E402
 
 SEEDS = range(100_000, 100_200)
 
@@ -43,6 +45,27 @@ def test_every_question_has_one_answer() -> None:
             assert found == {question.answer}
             asked[question.kind] += 1
     assert asked == dict.fromkeys(NEEDLE_KINDS, NUM_NEEDLES * len(SEEDS))
+
+
+def test_an_ordinary_needle_shares_its_shape_and_its_colour_with_others() -> None:
+    asked: Counter[str] = Counter()
+    for film in map(make_film, SEEDS):
+        questions, all_times = ordinary_questions(film), ordinary_questions(film, briefly=False)
+        assert set(questions) < set(all_times)
+        for question in all_times:
+            found = [answer for shot in film.shots for answer in answers(shot, question.text)]
+            assert found == [question.answer] and question.kind == ORDINARY
+            asked[question.answer] += 1
+            colour, shape = question.text.strip("?").split()[3:]
+            things = [thing for shot in film.shots for thing in shot.things]
+            assert sum(SHAPES[thing.shape] == shape for thing in things) > 1
+            assert sum(COLOUR_NAMES[thing.colour] == colour for thing in things) > 1
+            (own,) = (
+                t for t in things if (SHAPES[t.shape], COLOUR_NAMES[t.colour]) == (shape, colour)
+            )
+            assert own.is_brief == (question in questions)
+    assert sum(asked.values()) > 3000
+    assert max(asked.values()) < 1.2 * min(asked.values())
 
 
 def test_the_rest_of_a_film_is_full_of_things_of_other_shapes() -> None:

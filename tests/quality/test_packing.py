@@ -15,6 +15,8 @@ from tests.reference.media import MediaItem  # noqa: E402
 from tests.reference.positions import mrope_positions  # noqa: E402
 from vllm_dpp.quality import learner, network  # noqa: E402  (needs the modules above)
 from vllm_dpp.quality.batches import Batch, BatchSize, draw_questions, make_batch  # noqa: E402
+from vllm_dpp.quality.evaluate import held_out_films  # noqa: E402
+from vllm_dpp.quality.film import FILM_FPS, FILM_STEPS  # noqa: E402
 from vllm_dpp.quality.learner import (  # noqa: E402
     Heads,
     answer_step,
@@ -105,6 +107,28 @@ def test_tokens_and_positions_are_vllms(processor: Any, spec: Any, cells: Cells)
     torch.testing.assert_close(positions[:, 0], expected)
 
 
+def test_a_films_positions_are_vllms() -> None:
+    """Where four steps share one, since a film runs fast."""
+    (batch,) = held_out_films(1)
+    prefix = batch.prefix
+    assert len(batch.frames[0]) == FILM_STEPS * 2
+    pack = torch.from_numpy(batch.packs.offsets[:, :9])
+    item = MediaItem(
+        "video",
+        prefix.video.start,
+        prefix.video.stop - prefix.video.start,
+        torch.empty(0),
+        (FILM_STEPS, 2 * GRID, 2 * GRID),
+        2 / FILM_FPS,
+    )
+    expected = mrope_positions(
+        len(prefix.token_ids) + 9, [item], tokens_per_second=2, spatial_merge_size=2
+    )
+    torch.testing.assert_close(pack_positions(prefix, pack)[:, 0], expected)
+    times = prefix.positions[0, prefix.video]
+    assert int(times.max() - times.min()) == FILM_STEPS // 4
+
+
 @all_sizes
 def test_logits_are_the_models(processor: Any, model: Any, cells: Cells) -> None:
     scene = make_scene(3)
@@ -115,7 +139,7 @@ def test_logits_are_the_models(processor: Any, model: Any, cells: Cells) -> None
     with torch.no_grad():
         patches = network.patchify(torch.from_numpy(batch.frames))
         video = network.encode_videos(model, patches, 1, cells)
-        hidden = decode(model, video, packs, cells=cells).questions
+        hidden = decode(model, video, packs, batch.prefix).questions
         for place, question in enumerate(questions):
             ours = network.final_logits(model, hidden[0, packs["ask_at"][0, place]])
             inputs = processed(processor, batch.frames[0], question.text)
@@ -184,7 +208,7 @@ def test_hiding_hides_the_video(model: Any, monkeypatch: pytest.MonkeyPatch) -> 
     packs = to_tensors(batch.packs, torch.device("cpu"))
     with torch.no_grad():
         video = network.encode_videos(model, network.patchify(torch.from_numpy(batch.frames)), 2)
-        seen, hidden = decode(model, video, packs), decode(model, video, packs, hide=True)
+        seen, hidden = (decode(model, video, packs, batch.prefix, hide) for hide in (False, True))
     own = packs["chat"][0] != NO_QUESTION
     differ_seen, differ_hidden = (
         (x.questions[0, own] - x.questions[1, own]).abs() for x in (seen, hidden)
@@ -205,7 +229,7 @@ def test_attention_to_is_that_of_transformers(model: Any) -> None:
     inner = model.model.language_model
     with torch.no_grad():
         video = network.encode_videos(model, network.patchify(torch.from_numpy(batch.frames)), 1)
-        hidden, turns, mask = embed(model, video, packs)
+        hidden, turns, mask = embed(model, video, packs, batch.prefix)
         ours = network.attention_to(inner.layers[0], hidden, turns, mask, columns)[0]
         own = packs["chat"][0] != NO_QUESTION
         length, asked = hidden.shape[1], mask.shape[2]

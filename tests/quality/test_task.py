@@ -115,7 +115,14 @@ def test_answers_are_balanced() -> None:
 
 def test_chance_is_what_a_blind_guesser_gets() -> None:
     chance = chance_levels(STANDARD, range(12_000))
-    by_answers = {"where": 1 / 4, "when": 1 / 2, "exists": 1 / 2, "count": 1 / 5, "order": 1 / 2}
+    by_answers = {
+        "where": 1 / 4,
+        "pair": 1 / 4,
+        "when": 1 / 2,
+        "exists": 1 / 2,
+        "count": 1 / 5,
+        "order": 1 / 2,
+    }
     by_answers |= {"colour": 1 / 8, "spelled": 1 / 8, "shape": 1 / 10, "twin": 1 / 9}
     for kind, expected in by_answers.items():
         assert chance[kind] == pytest.approx(expected, abs=0.03), kind

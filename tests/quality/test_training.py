@@ -1,6 +1,7 @@
 """Training: repeatable, resumable, and it learns."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ pytest.importorskip("cv2")
 pytest.importorskip("matplotlib")
 
 from vllm_dpp.quality import evaluate, network, schedule  # noqa: E402  (needs the modules above)
-from vllm_dpp.quality.batches import BatchSize, training_batch  # noqa: E402
+from vllm_dpp.quality.batches import BatchSize, Videos, training_batch  # noqa: E402
 from vllm_dpp.quality.evaluate import (  # noqa: E402
     Score,
     held_out_batches,
@@ -20,10 +21,11 @@ from vllm_dpp.quality.evaluate import (  # noqa: E402
     score,
     table,
 )
+from vllm_dpp.quality.film import FILM_KINDS  # noqa: E402
 from vllm_dpp.quality.labels import NO_SHAPE  # noqa: E402
 from vllm_dpp.quality.learner import Heads, embed, to_tensors, vision_step  # noqa: E402
 from vllm_dpp.quality.model import save_model  # noqa: E402
-from vllm_dpp.quality.packing import make_prefix, tokenizer  # noqa: E402
+from vllm_dpp.quality.packing import tokenizer  # noqa: E402
 from vllm_dpp.quality.questions import KINDS  # noqa: E402
 from vllm_dpp.quality.scene import SHORTER, STANDARD  # noqa: E402
 from vllm_dpp.quality.train import Trainer, TrainOptions, main, train  # noqa: E402
@@ -60,13 +62,14 @@ def test_resumed_training_goes_on_as_if_never_interrupted(
 
 def test_a_batch_is_of_seed_and_step() -> None:
     weights = dict.fromkeys(KINDS, 1.0)
-    one, same = (training_batch(1, 7, STANDARD, SMALL, weights) for _ in range(2))
+    videos = Videos(STANDARD)
+    one, same = (training_batch(1, 7, videos, SMALL, weights) for _ in range(2))
     assert (one.frames == same.frames).all()
     assert (one.packs.token_ids == same.packs.token_ids).all()
     kind = int(one.packs.kinds.max())
-    none = training_batch(1, 7, STANDARD, SMALL, weights | {KINDS[kind]: 0.0})
+    none = training_batch(1, 7, videos, SMALL, weights | {KINDS[kind]: 0.0})
     assert not (none.packs.kinds == kind).any()
-    other = training_batch(1, 8, STANDARD, SMALL, weights)
+    other = training_batch(1, 8, videos, SMALL, weights)
     assert (one.packs.token_ids != other.packs.token_ids).any()
 
 
@@ -83,25 +86,36 @@ def test_what_shows_a_thing_stays_first() -> None:
     with torch.no_grad():
         frames = torch.from_numpy(batch.frames)
         video = network.encode_videos(model, network.patchify(frames), 2)
-        whole = embed(model, video, packs)
+        whole = embed(model, video, packs, batch.prefix)
         everything = torch.arange(video.shape[1]).expand(2, -1)
         hidden, turns, mask = evaluate._enter(*whole, video.shape[1], everything)
         assert torch.equal(hidden, whole[0]) and torch.equal(mask, whole[2])
         assert all(map(torch.equal, turns, whole[1]))
         hidden, _, mask = evaluate._enter(*whole, video.shape[1], kept)
-        start = make_prefix(STANDARD.num_steps).video.start
+        start = batch.prefix.video.start
         rows = torch.arange(2)[:, None]
         assert torch.equal(hidden[:, start : start + count], video[rows, kept])
         assert mask.shape[3] == whole[2].shape[3] - video.shape[1] + count
 
 
-def test_where_sizes_are_learned_more_than_half_of_the_frames_are_whole() -> None:
-    sizes = [schedule.smaller_frames(step) for step in range(28)]
-    assert sizes.count(schedule.whole_frames(0)) == 16
-    by_length: dict[int, set[tuple[int, int]]] = {}
-    for step, size in enumerate(sizes):
-        by_length.setdefault(schedule.lengths(step).num_steps, set()).add(size)
-    assert all(found == {(4, 4), (3, 3), (2, 3), (2, 2)} for found in by_length.values())
+def test_where_all_is_learned_more_than_half_of_the_videos_are_short_and_whole() -> None:
+    videos = [schedule.all_videos(step) for step in range(180)]
+    assert sum(one.spec is None for one in videos) == 36
+    assert sum(one.spec is not None and one.cells == (4, 4) for one in videos) == 96
+    lengths = Counter(one.spec and (one.spec.num_steps, one.cells) for one in videos)
+    assert len(lengths) == 3 * 4 + 1 and min(lengths.values()) == 4
+
+
+def test_a_batch_of_films_has_chats_about_each() -> None:
+    batch = training_batch(1, 4, Videos(None), BatchSize(), {})
+    assert batch.frames.shape == (2, 132, 112, 112, 3) and batch.labels is None
+    kinds = Counter(KINDS[kind] for kind in batch.packs.kinds.ravel() if kind >= 0)
+    assert set(kinds) == set(FILM_KINDS) and kinds["pair"] > 10
+    one, two = (batch.packs.ask_at[i] for i in range(2))
+    assert (one != two).any()
+    again = training_batch(1, 4, Videos(None), BatchSize(), {})
+    assert (again.frames == batch.frames).all()
+    assert (again.packs.token_ids == batch.packs.token_ids).all()
 
 
 @pytest.mark.parametrize(
@@ -111,6 +125,7 @@ def test_where_sizes_are_learned_more_than_half_of_the_frames_are_whole() -> Non
         ("--keep 0", "a share"),
         ("--keep 0.5 --cells 2 3", "leave out --cells"),
         ("--videos 0", "at least 1"),
+        ("--split film --turn 1", "leave out --turn"),
     ],
 )
 def test_bad_arguments(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,16 +134,16 @@ def test_bad_arguments(words: str, message: str, capsys: pytest.CaptureFixture[s
     assert message in capsys.readouterr().err
 
 
-def test_smaller_frames_are_for_a_model_that_sees(capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_videos_are_for_a_model_that_sees(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["--out", "nowhere", "--smaller-frames"])
+        main(["--out", "nowhere", "--all-videos"])
     assert "give --start" in capsys.readouterr().err
 
 
 def test_vision_learns_in_a_few_steps() -> None:
     trainer = Trainer(TrainOptions(seed=0, size=SMALL), CPU)
     weights = dict.fromkeys(KINDS, 1.0)
-    batch = training_batch(0, 0, SHORTER, SMALL, weights)
+    batch = training_batch(0, 0, Videos(SHORTER), SMALL, weights)
     for group in trainer.optimizer.param_groups:
         group["lr"] = 1e-3
     losses = []

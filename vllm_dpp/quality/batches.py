@@ -1,15 +1,39 @@
 """Batches of videos with packed chats: pure functions of seeds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from vllm_dpp.quality.film import (
+    FILM_FPS,
+    FILM_STEPS,
+    Film,
+    make_film,
+    needle_questions,
+    ordinary_questions,
+    render_film,
+)
 from vllm_dpp.quality.labels import CellLabels, label_cells, stack_labels
-from vllm_dpp.quality.packing import POSITIONS_PER_STEP, Chat, Pack, pack_chats
+from vllm_dpp.quality.network import cells_of
+from vllm_dpp.quality.packing import (
+    POSITIONS_PER_STEP,
+    Chat,
+    Pack,
+    Prefix,
+    make_prefix,
+    pack_chats,
+)
 from vllm_dpp.quality.questions import KINDS, Question, make_questions
-from vllm_dpp.quality.render import render, shrink
-from vllm_dpp.quality.scene import GRID, Cells, Scene, SceneSpec, make_scene
+from vllm_dpp.quality.render import FPS, render, shrink
+from vllm_dpp.quality.scene import (
+    FRAMES_PER_STEP,
+    GRID,
+    Cells,
+    Scene,
+    SceneSpec,
+    make_scene,
+)
 
 TEST_SEEDS = range(1_000_000)
 """Seeds of scenes that are never trained on."""
@@ -17,6 +41,24 @@ TEST_SEEDS = range(1_000_000)
 FIRST_TRAINING_SEED = 1_000_000_000
 _SEEDS_PER_RUN = 1_000_000_000
 _VIDEOS_PER_STEP = 1_000
+
+VIDEOS_PER_FILM = 4
+"""A batch has one film in place of so many videos."""
+
+FILM_POSITIONS_PER_STEP = POSITIONS_PER_STEP * FPS / FILM_FPS
+
+
+@dataclass(frozen=True)
+class Videos:
+    """What the videos of a batch are like.
+
+    Args:
+        spec: of their scenes; None for films.
+        cells: (rows, columns) of a frame.
+    """
+
+    spec: SceneSpec | None
+    cells: Cells = (GRID, GRID)
 
 
 @dataclass(frozen=True)
@@ -27,12 +69,20 @@ class Batch:
         frames: [B, T, H, W, 3] uint8.
         packs: each field of `Pack`, stacked: [B, Q] or [B, G].
         labels: each field of `CellLabels`, stacked: [B, V]; None for frames smaller than `SIDE`,
-            where a token shows parts of several cells of the scene.
+            where a token shows parts of several cells of the scene, and for films.
+        positions_per_step: as in `packing`.
     """
 
     frames: np.ndarray
     packs: Pack
     labels: CellLabels | None
+    positions_per_step: float = POSITIONS_PER_STEP
+
+    @property
+    def prefix(self) -> Prefix:
+        """Of its videos."""
+        num_steps = self.frames.shape[1] // FRAMES_PER_STEP
+        return make_prefix(num_steps, cells_of(self.frames), self.positions_per_step)
 
 
 @dataclass(frozen=True)
@@ -65,44 +115,63 @@ def training_seeds(run_seed: int, step: int, num_videos: int) -> list[int]:
 def training_batch(
     run_seed: int,
     step: int,
-    spec: SceneSpec,
+    videos: Videos,
     size: BatchSize,
     weights: Mapping[str, float],
-    cells: Cells = (GRID, GRID),
 ) -> Batch:
     """Returns the batch of a training step.
 
     Args:
         run_seed: seed of the run.
         step: step of the run.
-        spec: of the videos.
+        videos: what they are like.
         size: of the batch.
-        weights: per kind, how often to ask it, relative to the others.
-        cells: (rows, columns) of a frame.
+        weights: per kind, how often to ask it, relative to the others; of films all is asked.
     """
-    scenes = [make_scene(seed, spec) for seed in training_seeds(run_seed, step, size.num_videos)]
-    asked = [_in_chats(scene, draw_questions(scene, weights, size.num_places)) for scene in scenes]
-    batch = make_batch(scenes, asked, size, cells)
-    batch.packs.offsets[:] += np.array([[_shift(scene)] for scene in scenes])
+    if videos.spec is None:
+        count = max(1, size.num_videos // VIDEOS_PER_FILM)
+        seeds = training_seeds(run_seed, step, count)
+        films = [make_film(seed) for seed in seeds]
+        drawn = [_film_questions(*pair) for pair in zip(films, seeds, strict=True)]
+        chats = [_in_chats(s, FILM_STEPS, own) for s, own in zip(seeds, drawn, strict=True)]
+        batch = make_film_batch(films, chats, size)
+    else:
+        seeds = training_seeds(run_seed, step, size.num_videos)
+        scenes = [make_scene(seed, videos.spec) for seed in seeds]
+        drawn = [draw_questions(scene, weights, size.num_places) for scene in scenes]
+        asked = [
+            _in_chats(one.seed, one.num_steps, own) for one, own in zip(scenes, drawn, strict=True)
+        ]
+        batch = make_batch(scenes, asked, size, videos.cells)
+    num_steps = batch.frames.shape[1] // FRAMES_PER_STEP
+    last = int(batch.positions_per_step * (num_steps - 1))
+    batch.packs.offsets[:] += np.array([[_shift(seed, num_steps, last)] for seed in seeds])
     return batch
 
 
-def _in_chats(scene: Scene, questions: Sequence[Question]) -> list[Chat]:
+def _film_questions(film: Film, seed: int) -> list[Question]:
+    """All that have one answer, in random order."""
+    questions = needle_questions(film) + ordinary_questions(film, briefly=False)
+    rng = np.random.default_rng((seed, FILM_STEPS, 3))
+    return [questions[i] for i in rng.permutation(len(questions))]
+
+
+def _in_chats(seed: int, num_steps: int, questions: Sequence[Question]) -> list[Chat]:
     """Half of the questions are asked alone, the others after another one."""
-    rng = np.random.default_rng((scene.seed, scene.num_steps, 7))
+    rng = np.random.default_rng((seed, num_steps, 7))
     before = [rng.choice(len(questions), int(rng.random() < 0.5)) for _ in questions]
     return [(*(questions[i] for i in old), new) for old, new in zip(before, questions, strict=True)]
 
 
-def _shift(scene: Scene) -> int:
+def _shift(seed: int, num_steps: int, last: int) -> int:
     """How far a video's chats stand from where they belong, in positions.
 
     Half of them stand elsewhere, so that the model also answers about longer videos, whose
     chats stand further from the first steps. The least shift is that of transformers, which
-    counts on from a video's height and width, where vLLM counts on from its last position.
+    counts on from a video's height and width, where vLLM counts on from its `last` position.
     """
-    rng = np.random.default_rng((scene.seed, scene.num_steps, 4))
-    least = GRID - (POSITIONS_PER_STEP * (scene.num_steps - 1) + 1)
+    rng = np.random.default_rng((seed, num_steps, 4))
+    least = GRID - (last + 1)
     return int(rng.integers(least, _MOST_SHIFT + 1)) if rng.random() < 0.5 else 0
 
 
@@ -118,15 +187,26 @@ def make_batch(
     """Renders `scenes` in so many cells and packs the chats `asked` about each, as many as fit."""
     drawn = [render(scene) for scene in scenes]
     is_whole = cells == (GRID, GRID)
-    packs = [pack_chats(chats, size.num_tokens, size.num_places) for chats in asked]
     return Batch(
         frames=np.stack(drawn if is_whole else [shrink(frames, cells) for frames in drawn]),
-        packs=Pack(**{name: np.stack([getattr(p, name) for p in packs]) for name in _PACK}),
+        packs=_packed(asked, size),
         labels=stack_labels([label_cells(scene) for scene in scenes]) if is_whole else None,
     )
 
 
-_PACK = tuple(Pack.__dataclass_fields__)
+def make_film_batch(
+    films: Sequence[Film], asked: Sequence[Sequence[Chat]], size: BatchSize
+) -> Batch:
+    """Renders `films` and packs the chats `asked` about each, as many as fit in twice the room."""
+    room = replace(size, num_tokens=2 * size.num_tokens, num_places=2 * size.num_places)
+    frames = np.stack([render_film(film) for film in films])
+    return Batch(frames, _packed(asked, room), None, FILM_POSITIONS_PER_STEP)
+
+
+def _packed(asked: Sequence[Sequence[Chat]], size: BatchSize) -> Pack:
+    packs = [pack_chats(chats, size.num_tokens, size.num_places) for chats in asked]
+    names = Pack.__dataclass_fields__
+    return Pack(**{name: np.stack([getattr(pack, name) for pack in packs]) for name in names})
 
 
 def draw_questions(scene: Scene, weights: Mapping[str, float], count: int) -> list[Question]:

@@ -1,7 +1,7 @@
 """Accuracy on held-out videos, per kind of question, in plain torch.
 
-python -m vllm_dpp.quality.evaluate --model DIR [--split moving] [--turn 1] [--cells 2 3]
-    [--videos N] [--floors] [--keep SHARE]
+python -m vllm_dpp.quality.evaluate --model DIR [--split moving | film] [--turn 1]
+    [--cells 2 3] [--videos N] [--floors] [--keep SHARE]
 """
 
 import argparse
@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 
 from vllm_dpp.quality import network
-from vllm_dpp.quality.batches import TEST_SEEDS, Batch, BatchSize, draw_questions, make_batch
+from vllm_dpp.quality.batches import (
+    TEST_SEEDS,
+    Batch,
+    BatchSize,
+    draw_questions,
+    make_batch,
+    make_film_batch,
+)
+from vllm_dpp.quality.film import make_film, moment_questions
 from vllm_dpp.quality.labels import NO_SHAPE
 from vllm_dpp.quality.learner import embed, to_tensors
 from vllm_dpp.quality.model import load_model
@@ -24,7 +32,9 @@ from vllm_dpp.quality.questions import KINDS, chance_levels
 from vllm_dpp.quality.scene import DENSE, GRID, MOVED, STANDARD, Cells, SceneSpec, make_scene
 
 SPLITS = {"standard": STANDARD, "moving": MOVED, "dense": DENSE}
+_FILM = "film"
 _SIZE = BatchSize()
+_WHOLE = [GRID, GRID]
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,13 @@ def held_out_batches(
         yield make_batch(scenes, asked, size, cells)
 
 
+def held_out_films(num_films: int, size: BatchSize = _SIZE) -> Iterator[Batch]:
+    """Batches of the first `num_films` films, asked about what is seen in them for a moment."""
+    for seed in TEST_SEEDS[:num_films]:
+        film = make_film(seed)
+        yield make_film_batch([film], [[(question,) for question in moment_questions(film)]], size)
+
+
 @torch.inference_mode()
 def score(
     model: Any, batches: Iterator[Batch], floors: bool = False, keep: float = 1.0
@@ -112,7 +129,7 @@ def _answers(model: Any, batch: Batch, drops: Sequence[int], keep: float) -> dic
     frames = torch.from_numpy(batch.frames).to(device)
     cells = network.cells_of(frames)
     video = network.encode_videos(model, network.patchify(frames), len(frames), cells)
-    hidden, turns, mask = embed(model, video, packs, cells)
+    hidden, turns, mask = embed(model, video, packs, batch.prefix)
     num_video = video.shape[1]
     if keep < 1:
         entering = _things_first(batch, round(keep * num_video)).to(device)
@@ -205,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command of the module."""
     parser = argparse.ArgumentParser(prog="python -m vllm_dpp.quality.evaluate")
     parser.add_argument("--model", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--split", choices=sorted(SPLITS), default="standard")
+    parser.add_argument("--split", choices=[*SPLITS, _FILM], default="standard")
     parser.add_argument("--videos", type=int, default=200)
     parser.add_argument("--turn", type=int, default=0, help="questions asked before each")
     parser.add_argument("--floors", action="store_true", help="drop the video at every layer")
@@ -213,7 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--cells",
         type=int,
         nargs=2,
-        default=[GRID, GRID],
+        default=_WHOLE,
         metavar=("ROWS", "COLUMNS"),
         help="of a frame (%(default)s)",
     )
@@ -230,15 +247,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--cells must be 2 to {GRID} each")
     if not 0 < options.keep <= 1:
         parser.error("--keep is a share, in (0, 1]")
-    if options.keep < 1 and options.cells != [GRID, GRID]:
+    if options.keep < 1 and options.cells != _WHOLE:
         parser.error("--keep knows what whole frames show: leave out --cells")
     if options.videos < 1:
         parser.error("--videos must be at least 1")
+    if options.split == _FILM and (options.turn, options.cells, options.keep) != (0, _WHOLE, 1):
+        parser.error("films are asked as they are: leave out --turn, --cells and --keep")
     model, _ = load_model(options.model)
-    spec = SPLITS[options.split]
-    batches = held_out_batches(spec, options.videos, turn=options.turn, cells=tuple(options.cells))
+    if options.split == _FILM:
+        batches, chance = held_out_films(options.videos), {}
+    else:
+        spec, cells = SPLITS[options.split], tuple(options.cells)
+        batches = held_out_batches(spec, options.videos, turn=options.turn, cells=cells)
+        chance = chance_levels(spec, range(TEST_SEEDS.stop - 10_000, TEST_SEEDS.stop))
     scores = score(model, batches, options.floors, options.keep)
-    chance = chance_levels(spec, range(TEST_SEEDS.stop - 10_000, TEST_SEEDS.stop))
     print(table(scores, chance))
     if options.json:
         plain = {

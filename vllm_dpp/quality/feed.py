@@ -7,8 +7,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from types import TracebackType
 from typing import Self
 
-from vllm_dpp.quality.batches import Batch, BatchSize, training_batch
-from vllm_dpp.quality.scene import Cells, SceneSpec
+from vllm_dpp.quality.batches import Batch, BatchSize, Videos, training_batch
 
 AHEAD = 3
 """Batches ordered before they are needed. Their questions follow the accuracies of that time."""
@@ -22,19 +21,16 @@ class Feed:
     Args:
         run_seed: of the run.
         size: of a batch.
-        lengths: spec of the videos of a step.
-        cells: (rows, columns) of the frames of a step.
+        videos: what those of a step are like.
     """
 
     def __init__(
         self,
         run_seed: int,
         size: BatchSize,
-        lengths: Callable[[int], SceneSpec],
-        cells: Callable[[int], Cells],
+        videos: Callable[[int], Videos],
     ) -> None:
-        self.run_seed, self.size = run_seed, size
-        self.lengths, self.cells = lengths, cells
+        self.run_seed, self.size, self.videos = run_seed, size, videos
         self.ordered: list[Weights] = []
         self._pending: deque[Future[Batch]] = deque()
         self._to_order: list[Weights] = []
@@ -76,8 +72,6 @@ class Feed:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(1, mp_context=context)
         self.ordered.append(weights)
-        spec, cells = self.lengths(step), self.cells(step)
-        batch = self._pool.submit(
-            training_batch, self.run_seed, step, spec, self.size, weights, cells
-        )
+        videos = self.videos(step)
+        batch = self._pool.submit(training_batch, self.run_seed, step, videos, self.size, weights)
         self._pending.append(batch)

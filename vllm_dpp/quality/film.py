@@ -1,10 +1,12 @@
 """Long videos: many shots in a row, and a few things that are seen in one of them for a moment.
 
-A film is longer than anything in training, so it runs faster: its time spans as many positions as
-that of a training video, and the models answer about it as they are.
+Some of these things alone have their shape, so they are unlike all others. Others are ordinary:
+their shape and their colour are seen elsewhere, too, but not together. A film runs fast: its time
+spans as many positions as that of a short video, so a model that has seen none can be asked, too.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,10 +25,17 @@ SHOT = SceneSpec(num_steps=6, num_things=(7, 8), num_briefs=(1, 3), cameras=(STI
 FILM_FPS = 8 * FPS
 """Frames a second: 66 steps in the positions of eight."""
 
+FILM_STEPS = NUM_SHOTS * SHOT.num_steps
+
 NUM_NEEDLES = 3
 
 NEEDLE_KINDS = ("colour", "spelled", "where")
 """Of question, that are asked about them."""
+
+ORDINARY = "pair"
+"""Kind of question that is asked about a thing by shape and colour, of which there are others."""
+
+FILM_KINDS = (*NEEDLE_KINDS, ORDINARY)
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,7 @@ class Film:
 
 
 def make_film(seed: int) -> Film:
-    """Returns the film of `seed`, below 10 million."""
+    """Returns the film of `seed`, no film of tests below 10 million."""
     rng = np.random.default_rng((seed, 8))
     shots = [make_scene(NUM_SHOTS * seed + i, SHOT) for i in range(NUM_SHOTS)]
     needles: list[tuple[int, int]] = []
@@ -65,14 +74,43 @@ def _without_others(place: int, shot: Scene, needles: Sequence[tuple[int, int]])
 
 def needle_questions(film: Film) -> list[Question]:
     """Returns the questions about each needle, of `NEEDLE_KINDS`."""
-    return [question for needle in film.needles for question in _about(film, *needle)]
+    return [
+        question
+        for shot, shape in film.needles
+        for question in make_questions(film.shots[shot])
+        if question.kind in NEEDLE_KINDS and _names(question, SHAPES[shape])
+    ]
 
 
-def _about(film: Film, shot: int, shape: int) -> Iterator[Question]:
-    for question in make_questions(film.shots[shot]):
-        words = question.text.lower().strip("?").split()
-        if question.kind in NEEDLE_KINDS and SHAPES[shape] in words:
-            yield question
+def ordinary_questions(film: Film, briefly: bool = True) -> list[Question]:
+    """Returns one about each thing that shares its shape with others and its colour with others.
+
+    Args:
+        film: in which no other thing has both.
+        briefly: leave out what is seen for longer than a moment.
+    """
+    things = [thing for shot in film.shots for thing in shot.things]
+    shapes, colours = Counter(t.shape for t in things), Counter(t.colour for t in things)
+    pairs = Counter((t.shape, t.colour) for t in things)
+    return [
+        question
+        for shot in film.shots
+        for thing in shot.things
+        if min(shapes[thing.shape], colours[thing.colour]) > 1
+        and pairs[thing.shape, thing.colour] == 1
+        and (thing.is_brief or not briefly)
+        for question in make_questions(shot)
+        if question.kind == ORDINARY and _names(question, SHAPES[thing.shape])
+    ]
+
+
+def moment_questions(film: Film) -> list[Question]:
+    """Returns all questions about what is seen for a moment, of `FILM_KINDS`."""
+    return needle_questions(film) + ordinary_questions(film)
+
+
+def _names(question: Question, word: str) -> bool:
+    return word in question.text.lower().strip("?").split()
 
 
 def render_film(film: Film) -> Frames:

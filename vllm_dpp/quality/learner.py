@@ -18,11 +18,9 @@ from vllm_dpp.quality.packing import (
     Prefix,
     attention_mask,
     hide_video,
-    make_prefix,
     pack_positions,
     tokenize,
 )
-from vllm_dpp.quality.scene import GRID, Cells
 from vllm_dpp.quality.words import COLOUR_NAMES, SHAPES
 from vllm_dpp.toy.tokenizer import TURN_END
 
@@ -133,7 +131,7 @@ def answer_step(model: Any, heads: Heads, batch: Batch, hide: bool = False) -> S
     device = model.device
     packs = to_tensors(batch.packs, device)
     video = _encode(model, batch, device)
-    decoded = decode(model, video, packs, hide, network.cells_of(batch.frames))
+    decoded = decode(model, video, packs, batch.prefix, hide)
     parts: dict[str, Tensor] = {}
     if batch.labels is not None:
         labels = to_tensors(batch.labels, device)
@@ -179,8 +177,8 @@ def decode(
     model: Any,
     video: Tensor,
     packs: dict[str, Tensor],
+    prefix: Prefix,
     hide: bool = False,
-    cells: Cells = (GRID, GRID),
 ) -> Decoded:
     """All layers of the decoder.
 
@@ -188,11 +186,10 @@ def decode(
         model: a `Qwen2_5_VLForConditionalGeneration`.
         video: [B, V, D] float, video tokens from the encoder.
         packs: the chats, as tensors.
+        prefix: of the videos.
         hide: as in `answer_step`.
-        cells: (rows, columns) of a frame.
     """
-    hidden, turns, mask = embed(model, video, packs, cells)
-    prefix = _prefix_of(video, cells)
+    hidden, turns, mask = embed(model, video, packs, prefix)
     blind = hide_video(mask, prefix.video) if hide else mask
     remembered = early = hidden
     glances = []
@@ -215,10 +212,9 @@ _MOST_ATTENTION = 1 - 1e-6
 
 
 def embed(
-    model: Any, video: Tensor, packs: dict[str, Tensor], cells: Cells = (GRID, GRID)
+    model: Any, video: Tensor, packs: dict[str, Tensor], prefix: Prefix
 ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
     """Input of the decoder: [B, P + Q, D] embeddings, rotary turns, and the mask."""
-    prefix = _prefix_of(video, cells)
     shared = prefix.token_ids.to(video.device).expand(len(video), -1)
     ids = torch.cat([shared, packs["token_ids"]], 1)
     words = model.model.language_model.embed_tokens(ids)
@@ -226,10 +222,6 @@ def embed(
     hidden = torch.cat([words[:, :before], video, words[:, after:]], 1)
     turns = network.rotary(model, pack_positions(prefix, packs["offsets"]), hidden)
     return hidden, turns, attention_mask(packs["chat"], len(prefix.token_ids))
-
-
-def _prefix_of(video: Tensor, cells: Cells) -> Prefix:
-    return make_prefix(video.shape[1] // (cells[0] * cells[1]), cells)
 
 
 def weight_of(part: str) -> float:

@@ -26,7 +26,7 @@ AFTER_ANSWER = f"{tok.TURN_END}\n<|im_start|>user\n"
 """The chat template around a video, questions and answers. A test holds it against the template."""
 
 POSITIONS_PER_STEP = 2
-"""M-RoPE: `tokens_per_second` times the seconds of a step."""
+"""M-RoPE: `tokens_per_second` times the seconds of a step, in all videos but films."""
 
 NO_QUESTION = -1
 
@@ -85,14 +85,17 @@ def tokenize(text: str) -> tuple[int, ...]:
 
 
 @cache
-def make_prefix(num_steps: int, cells: Cells = (GRID, GRID)) -> Prefix:
+def make_prefix(
+    num_steps: int,
+    cells: Cells = (GRID, GRID),
+    positions_per_step: float = POSITIONS_PER_STEP,
+) -> Prefix:
     """Returns the prefix of a video of `num_steps` steps and (rows, columns) of cells."""
     before, after = tokenize(BEFORE_VIDEO), tokenize(AFTER_VIDEO)
     placeholder = tokenize(tok.VIDEO_PAD)
     count = num_steps * cells[0] * cells[1]
-    grid = torch.cartesian_prod(
-        POSITIONS_PER_STEP * torch.arange(num_steps), *map(torch.arange, cells)
-    )
+    times = (positions_per_step * torch.arange(num_steps)).long()
+    grid = torch.cartesian_prod(times, *map(torch.arange, cells))
     video = len(before) + grid.T
     last = int(video.max()) + 1
     positions = [torch.arange(len(before)).expand(3, -1), video, torch.full((3, 1), last)]

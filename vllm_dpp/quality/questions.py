@@ -53,6 +53,12 @@ def _where(scene: Scene, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
         yield f"where is the {_shape(thing)}?", QUADRANTS[quadrant]
 
 
+def _pair(scene: Scene, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+    """In a film neither word may be enough: others have the shape, others the colour."""
+    for thing, (_, answer) in zip(scene.things, _where(scene, rng), strict=True):
+        yield f"where is the {_colour_name(thing)} {_shape(thing)}?", answer
+
+
 def _when(scene: Scene, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
     middle = scene.num_steps // 2
     for thing in scene.things:
@@ -120,6 +126,7 @@ _MAKERS: dict[str, Maker] = {
     "spelled": _spelled,
     "shape": _shape_of,
     "where": _where,
+    "pair": _pair,
     "when": _when,
     "brief": _brief,
     "order": _order,

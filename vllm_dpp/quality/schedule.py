@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
+from vllm_dpp.quality.batches import Videos
 from vllm_dpp.quality.questions import KINDS
-from vllm_dpp.quality.scene import GRID, LONGER, SHORTER, TRAINING, Cells, SceneSpec
+from vllm_dpp.quality.scene import GRID, LONGER, SHORTER, TRAINING
 
 PEAK_RATE = 1e-3
 WARM_UP_STEPS = 100
@@ -24,7 +26,8 @@ FURTHER_RATE = 5e-4
 
 _LENGTHS = (TRAINING, SHORTER, TRAINING, LONGER)
 _WHOLE = (GRID, GRID)
-_SIZES = (_WHOLE, (3, 3), _WHOLE, (2, 3), _WHOLE, (2, 2), _WHOLE)
+_SIZES = (_WHOLE, _WHOLE, (3, 3), _WHOLE, _WHOLE, (2, 3), _WHOLE, _WHOLE, (2, 2))
+_FILM_EVERY = 5
 _MEMORY = 0.97
 _LEAST_ERROR = 0.03
 _LOOK_UPS = ("colour", "shape", "where")
@@ -63,19 +66,19 @@ def _decayed(progress: float) -> float:
     return FINAL_SHARE + (1 - FINAL_SHARE) * cosine
 
 
-def lengths(step: int) -> SceneSpec:
-    """Spec of the videos of a step: half of them standard, the others shorter and longer."""
-    return _LENGTHS[step % len(_LENGTHS)]
+def short_videos(step: int) -> Videos:
+    """Those of a step: half of them standard, the others shorter and longer."""
+    return Videos(_LENGTHS[step % len(_LENGTHS)])
 
 
-def whole_frames(step: int) -> Cells:
-    """(rows, columns) of cells of the frames of a step: as they are drawn."""
-    return GRID, GRID
+def all_videos(step: int) -> Videos:
+    """The same where more is learned: a fifth are films, a third of the others have less pixels.
 
-
-def smaller_frames(step: int) -> Cells:
-    """The same where sizes are learned: of seven steps four are whole, the others smaller."""
-    return _SIZES[step % len(_SIZES)]
+    The three cycles have no common factor, so that each length is seen in each size.
+    """
+    if step % _FILM_EVERY == _FILM_EVERY - 1:
+        return Videos(spec=None)
+    return replace(short_videos(step), cells=_SIZES[step % len(_SIZES)])
 
 
 def hides_video(run_seed: int, step: int) -> bool:

@@ -21,9 +21,15 @@ from typing import Any
 import torch
 
 from vllm_dpp.quality import schedule
-from vllm_dpp.quality.batches import BatchSize
+from vllm_dpp.quality.batches import VIDEOS_PER_FILM, BatchSize
 from vllm_dpp.quality.curves import draw_curves
-from vllm_dpp.quality.evaluate import Scores, held_out_batches, overall, score
+from vllm_dpp.quality.evaluate import (
+    Scores,
+    held_out_batches,
+    held_out_films,
+    overall,
+    score,
+)
 from vllm_dpp.quality.feed import Feed
 from vllm_dpp.quality.learner import Heads, Step, answer_step, vision_step
 from vllm_dpp.quality.model import load_model, make_model, save_model
@@ -52,7 +58,7 @@ class TrainOptions:
         save_every: seconds between two saved states.
         without: kinds of question that are not asked in training.
         start: folder of a model that is trained further; None to start from nothing.
-        smaller_frames: show some videos in fewer pixels, to a model that is trained further.
+        all_videos: show films, too, and some videos in fewer pixels.
     """
 
     seed: int = 1
@@ -65,7 +71,7 @@ class TrainOptions:
     save_every: float = 180.0
     without: tuple[str, ...] = ()
     start: Path | None = None
-    smaller_frames: bool = False
+    all_videos: bool = False
 
 
 class Trainer:
@@ -102,8 +108,8 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.accuracies = schedule.first_accuracies()
-        cells = schedule.smaller_frames if options.smaller_frames else schedule.whole_frames
-        self.feed = Feed(options.seed, options.size, schedule.lengths, cells)
+        videos = schedule.all_videos if options.all_videos else schedule.short_videos
+        self.feed = Feed(options.seed, options.size, videos)
 
     @property
     def progress(self) -> float:
@@ -131,9 +137,10 @@ class Trainer:
             result = answer_step(
                 self.model, self.heads, batch, schedule.hides_video(self.options.seed, self.step)
             )
-            self.accuracies = schedule.update_accuracies(
-                self.accuracies, result.right.cpu().numpy(), batch.packs.kinds
-            )
+            if batch.labels is not None:  # not of films or fewer pixels, which are harder
+                self.accuracies = schedule.update_accuracies(
+                    self.accuracies, result.right.cpu().numpy(), batch.packs.kinds
+                )
         self.optimizer.zero_grad(set_to_none=True)
         result.loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, _MAX_GRADIENT)
@@ -160,8 +167,11 @@ class Trainer:
 
     def _batches_are_of(self) -> dict[str, int]:
         """What must not change within a run; its length and the kinds asked may."""
-        smaller = {"smaller_frames": True} if self.options.smaller_frames else {}
-        return {"seed": self.options.seed, **asdict(self.options.size), **smaller}
+        return {
+            "seed": self.options.seed,
+            **asdict(self.options.size),
+            "all_videos": self.options.all_videos,
+        }
 
     def load_state(self, path: Path) -> None:
         """Continues from `path`.
@@ -196,7 +206,7 @@ class Log:
             "minutes": options.minutes,
             "without": list(options.without),
             "start": options.start and options.start.name,
-            "smaller_frames": options.smaller_frames,
+            "all_videos": options.all_videos,
         }
         line = " ".join(f"{name} {value}" for name, value in given.items() if value)
         self._write(
@@ -218,9 +228,10 @@ class Log:
             f"step {trainer.step} {trainer.seconds / 60:.1f} min {losses} | {right}", record
         )
 
-    def scores(self, trainer: Trainer, scores: Scores) -> None:
-        """Accuracy on held-out videos."""
+    def scores(self, trainer: Trainer, scores: Scores, films: Scores) -> None:
+        """Accuracy on held-out videos, and on films."""
         total = overall(scores)
+        scores = scores | {f"film {kind}": own for kind, own in films.items()}
         right = " ".join(f"{kind} {100 * own.accuracy:.1f}" for kind, own in scores.items())
         line = f"step {trainer.step} HELD-OUT {100 * total.accuracy:.1f} of {total.asked} | {right}"
         record = {kind: own.accuracy for kind, own in scores.items()} | {"all": total.accuracy}
@@ -254,19 +265,23 @@ def train(folder: Path, options: TrainOptions, device: torch.device, resume: boo
             if trainer.step % options.report_every == 0:
                 log.report(trainer, result)
             if trainer.step % options.score_every == 0:
-                log.scores(trainer, _score(trainer))
+                log.scores(trainer, *_score(trainer))
             if time.monotonic() - saved > options.save_every:
                 trainer.save_state(state)
                 saved = time.monotonic()
     trainer.save_state(state)
-    log.scores(trainer, _score(trainer))
+    log.scores(trainer, *_score(trainer))
     save_model(trainer.model.cpu(), tokenizer(), folder / "model")
     draw_curves(log.lines, folder / "curves.png")
 
 
-def _score(trainer: Trainer) -> Scores:
-    batches = held_out_batches(TRAINING, trainer.options.score_videos)
-    return next(iter(score(trainer.model, batches).values()))
+def _score(trainer: Trainer) -> tuple[Scores, Scores]:
+    """Of videos as in training, and of films if they are part of it."""
+    options = trainer.options
+    videos = held_out_batches(TRAINING, options.score_videos)
+    films = held_out_films(options.score_videos // VIDEOS_PER_FILM * options.all_videos)
+    of_videos, of_films = (score(trainer.model, batches) for batches in (videos, films))
+    return of_videos[max(of_videos)], of_films[max(of_films)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -281,14 +296,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--videos", type=int, default=BatchSize.num_videos, help="per step")
     parser.add_argument("--without", nargs="+", default=[], choices=KINDS, metavar="KIND")
     parser.add_argument(
-        "--smaller-frames", action="store_true", help="with --start: some videos in fewer pixels"
+        "--all-videos", action="store_true", help="with --start: films, too, and fewer pixels"
     )
     parser.add_argument("--threads", type=int, help="of the training process")
     given = parser.parse_args(arguments)
-    if given.smaller_frames and not given.start:
-        parser.error(
-            "--smaller-frames trains a model further that has learned to see: give --start"
-        )
+    if given.all_videos and not given.start:
+        parser.error("--all-videos trains a model further that has learned to see: give --start")
     if given.threads:
         torch.set_num_threads(given.threads)
     options = TrainOptions(
@@ -298,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         size=BatchSize(num_videos=given.videos),
         without=tuple(given.without),
         start=given.start,
-        smaller_frames=given.smaller_frames,
+        all_videos=given.all_videos,
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the feed's process ends, too
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

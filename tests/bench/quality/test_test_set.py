@@ -13,7 +13,7 @@ from vllm_dpp.bench.quality.test_set import (  # noqa: E402
     make_test_set,
     smaller_frames,
 )
-from vllm_dpp.quality.film import NEEDLE_KINDS, NUM_SHOTS, SHOT  # noqa: E402
+from vllm_dpp.quality.film import FILM_KINDS, NUM_SHOTS, SHOT  # noqa: E402
 from vllm_dpp.quality.model import LEARNED  # noqa: E402
 from vllm_dpp.quality.packing import POSITIONS_PER_STEP  # noqa: E402
 from vllm_dpp.quality.questions import KINDS  # noqa: E402
@@ -65,7 +65,7 @@ def test_settings_are_chosen_on_other_videos() -> None:
 
 def test_films() -> None:
     alone, later = (make_test_set(name, 2, LEARNED) for name in ("film", "film-later"))
-    assert Counter(alone.kinds) == dict.fromkeys(NEEDLE_KINDS, 2)  # of the rest nothing is asked
+    assert Counter(alone.kinds) == dict.fromkeys(FILM_KINDS, 2)  # of the rest nothing is asked
     assert [item.question for item in alone.asked] == [item.question for item in later.asked]
     for item in later.asked:  # about another needle first
         shapes = [set(q.text.lower().strip("?").split()) & {*SHAPES} for q in item.chat]

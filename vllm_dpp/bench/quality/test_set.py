@@ -12,7 +12,13 @@ import cv2
 import numpy as np
 
 from vllm_dpp.quality.evaluate import SPLITS
-from vllm_dpp.quality.film import FILM_FPS, NEEDLE_KINDS, make_film, needle_questions, render_film
+from vllm_dpp.quality.film import (
+    FILM_FPS,
+    FILM_KINDS,
+    make_film,
+    moment_questions,
+    render_film,
+)
 from vllm_dpp.quality.packing import Chat
 from vllm_dpp.quality.questions import KINDS, Question, make_questions
 from vllm_dpp.quality.render import FPS, render, shrink
@@ -149,7 +155,7 @@ class _Source:
 def _source(test_set: str) -> _Source:
     split = split_of(test_set)
     if split == FILM:
-        return _Source(NEEDLE_KINDS, make_film, needle_questions, render_film, FILM_FPS)
+        return _Source(FILM_KINDS, make_film, moment_questions, render_film, FILM_FPS)
     make = partial(make_scene, spec=SPLITS[split])
     return _Source(KINDS, make, make_questions, render, FPS)
 
