@@ -16,7 +16,7 @@ from tests.reference.positions import mrope_positions  # noqa: E402
 from vllm_dpp.quality import learner, network  # noqa: E402  (needs the modules above)
 from vllm_dpp.quality.batches import Batch, BatchSize, draw_questions, make_batch  # noqa: E402
 from vllm_dpp.quality.evaluate import held_out_films  # noqa: E402
-from vllm_dpp.quality.film import FILM_FPS, FILM_STEPS  # noqa: E402
+from vllm_dpp.quality.film import FILM_FPS, NUM_SHOTS, SHOT  # noqa: E402
 from vllm_dpp.quality.learner import (  # noqa: E402
     Heads,
     answer_step,
@@ -110,15 +110,15 @@ def test_tokens_and_positions_are_vllms(processor: Any, spec: Any, cells: Cells)
 def test_a_films_positions_are_vllms() -> None:
     """Where four steps share one, since a film runs fast."""
     (batch,) = held_out_films(1)
-    prefix = batch.prefix
-    assert len(batch.frames[0]) == FILM_STEPS * 2
+    prefix, num_steps = batch.prefix, NUM_SHOTS * SHOT.num_steps
+    assert len(batch.frames[0]) == 2 * num_steps
     pack = torch.from_numpy(batch.packs.offsets[:, :9])
     item = MediaItem(
         "video",
         prefix.video.start,
         prefix.video.stop - prefix.video.start,
         torch.empty(0),
-        (FILM_STEPS, 2 * GRID, 2 * GRID),
+        (num_steps, 2 * GRID, 2 * GRID),
         2 / FILM_FPS,
     )
     expected = mrope_positions(
@@ -126,7 +126,7 @@ def test_a_films_positions_are_vllms() -> None:
     )
     torch.testing.assert_close(pack_positions(prefix, pack)[:, 0], expected)
     times = prefix.positions[0, prefix.video]
-    assert int(times.max() - times.min()) == FILM_STEPS // 4
+    assert int(times.max() - times.min()) == num_steps // 4
 
 
 @all_sizes

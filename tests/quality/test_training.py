@@ -21,7 +21,7 @@ from vllm_dpp.quality.evaluate import (  # noqa: E402
     score,
     table,
 )
-from vllm_dpp.quality.film import FILM_KINDS  # noqa: E402
+from vllm_dpp.quality.film import FILM_KINDS, SHOT  # noqa: E402
 from vllm_dpp.quality.labels import NO_SHAPE  # noqa: E402
 from vllm_dpp.quality.learner import Heads, embed, to_tensors, vision_step  # noqa: E402
 from vllm_dpp.quality.model import save_model  # noqa: E402
@@ -100,20 +100,23 @@ def test_what_shows_a_thing_stays_first() -> None:
 
 def test_where_all_is_learned_more_than_half_of_the_videos_are_short_and_whole() -> None:
     videos = [schedule.all_videos(step) for step in range(180)]
-    assert sum(one.spec is None for one in videos) == 36
-    assert sum(one.spec is not None and one.cells == (4, 4) for one in videos) == 96
-    lengths = Counter(one.spec and (one.spec.num_steps, one.cells) for one in videos)
-    assert len(lengths) == 3 * 4 + 1 and min(lengths.values()) == 4
+    assert Counter(one.num_shots for one in videos) == {1: 144, 2: 12, 4: 12, 11: 12}
+    short = Counter((one.spec.num_steps, one.cells) for one in videos if one.num_shots == 1)
+    assert len(short) == 3 * 4 and min(short.values()) == 4
+    assert sum(number for (_, cells), number in short.items() if cells == (4, 4)) == 96
 
 
-def test_a_batch_of_films_has_chats_about_each() -> None:
-    batch = training_batch(1, 4, Videos(None), BatchSize(), {})
-    assert batch.frames.shape == (2, 132, 112, 112, 3) and batch.labels is None
+@pytest.mark.parametrize(("num_shots", "num_films"), [(2, 8), (4, 8), (11, 2)])
+def test_a_batch_of_films_has_chats_about_each(num_shots: int, num_films: int) -> None:
+    films = Videos(SHOT, num_shots=num_shots)
+    batch = training_batch(1, 4, films, BatchSize(), {})
+    assert batch.frames.shape == (num_films, 12 * num_shots, 112, 112, 3)
+    assert batch.labels is None
     kinds = Counter(KINDS[kind] for kind in batch.packs.kinds.ravel() if kind >= 0)
     assert set(kinds) == set(FILM_KINDS) and kinds["pair"] > 10
     one, two = (batch.packs.ask_at[i] for i in range(2))
     assert (one != two).any()
-    again = training_batch(1, 4, Videos(None), BatchSize(), {})
+    again = training_batch(1, 4, films, BatchSize(), {})
     assert (again.frames == batch.frames).all()
     assert (again.packs.token_ids == batch.packs.token_ids).all()
 

@@ -1,13 +1,14 @@
 """Batches of videos with packed chats: pure functions of seeds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from vllm_dpp.quality.film import (
     FILM_FPS,
-    FILM_STEPS,
+    NUM_SHOTS,
+    SHOT,
     Film,
     make_film,
     needle_questions,
@@ -29,6 +30,7 @@ from vllm_dpp.quality.render import FPS, render, shrink
 from vllm_dpp.quality.scene import (
     FRAMES_PER_STEP,
     GRID,
+    STANDARD,
     Cells,
     Scene,
     SceneSpec,
@@ -42,9 +44,6 @@ FIRST_TRAINING_SEED = 1_000_000_000
 _SEEDS_PER_RUN = 1_000_000_000
 _VIDEOS_PER_STEP = 1_000
 
-VIDEOS_PER_FILM = 4
-"""A batch has one film in place of so many videos."""
-
 FILM_POSITIONS_PER_STEP = POSITIONS_PER_STEP * FPS / FILM_FPS
 
 
@@ -53,12 +52,14 @@ class Videos:
     """What the videos of a batch are like.
 
     Args:
-        spec: of their scenes; None for films.
+        spec: of their scenes.
         cells: (rows, columns) of a frame.
+        num_shots: more than one for films of so many.
     """
 
-    spec: SceneSpec | None
+    spec: SceneSpec
     cells: Cells = (GRID, GRID)
+    num_shots: int = 1
 
 
 @dataclass(frozen=True)
@@ -128,13 +129,13 @@ def training_batch(
         size: of the batch.
         weights: per kind, how often to ask it, relative to the others; of films all is asked.
     """
-    if videos.spec is None:
-        count = max(1, size.num_videos // VIDEOS_PER_FILM)
-        seeds = training_seeds(run_seed, step, count)
-        films = [make_film(seed) for seed in seeds]
+    if videos.num_shots > 1:
+        fewer = fewer_films(size, videos.num_shots)
+        seeds = training_seeds(run_seed, step, fewer.num_videos)
+        films = [make_film(seed, videos.num_shots) for seed in seeds]
         drawn = [_film_questions(*pair) for pair in zip(films, seeds, strict=True)]
-        chats = [_in_chats(s, FILM_STEPS, own) for s, own in zip(seeds, drawn, strict=True)]
-        batch = make_film_batch(films, chats, size)
+        chats = [_in_chats(s, videos.num_shots, own) for s, own in zip(seeds, drawn, strict=True)]
+        batch = make_film_batch(films, chats, fewer)
     else:
         seeds = training_seeds(run_seed, step, size.num_videos)
         scenes = [make_scene(seed, videos.spec) for seed in seeds]
@@ -149,10 +150,16 @@ def training_batch(
     return batch
 
 
+def fewer_films(size: BatchSize, num_shots: int = NUM_SHOTS) -> BatchSize:
+    """So many films of `num_shots` as hold about as many tokens, with all the room for chats."""
+    factor = min(size.num_videos, max(1, num_shots * SHOT.num_steps // (2 * STANDARD.num_steps)))
+    return BatchSize(size.num_videos // factor, factor * size.num_tokens, factor * size.num_places)
+
+
 def _film_questions(film: Film, seed: int) -> list[Question]:
     """All that have one answer, in random order."""
     questions = needle_questions(film) + ordinary_questions(film, briefly=False)
-    rng = np.random.default_rng((seed, FILM_STEPS, 3))
+    rng = np.random.default_rng((seed, len(film.shots), 3))
     return [questions[i] for i in rng.permutation(len(questions))]
 
 
@@ -197,10 +204,9 @@ def make_batch(
 def make_film_batch(
     films: Sequence[Film], asked: Sequence[Sequence[Chat]], size: BatchSize
 ) -> Batch:
-    """Renders `films` and packs the chats `asked` about each, as many as fit in twice the room."""
-    room = replace(size, num_tokens=2 * size.num_tokens, num_places=2 * size.num_places)
+    """Renders `films` and packs the chats `asked` about each, as many as fit."""
     frames = np.stack([render_film(film) for film in films])
-    return Batch(frames, _packed(asked, room), None, FILM_POSITIONS_PER_STEP)
+    return Batch(frames, _packed(asked, size), None, FILM_POSITIONS_PER_STEP)
 
 
 def _packed(asked: Sequence[Sequence[Chat]], size: BatchSize) -> Pack:

@@ -21,6 +21,7 @@ from vllm_dpp.quality.batches import (
     Batch,
     BatchSize,
     draw_questions,
+    fewer_films,
     make_batch,
     make_film_batch,
 )
@@ -94,7 +95,8 @@ def held_out_films(num_films: int, size: BatchSize = _SIZE) -> Iterator[Batch]:
     """Batches of the first `num_films` films, asked about what is seen in them for a moment."""
     for seed in TEST_SEEDS[:num_films]:
         film = make_film(seed)
-        yield make_film_batch([film], [[(question,) for question in moment_questions(film)]], size)
+        asked = [(question,) for question in moment_questions(film)]
+        yield make_film_batch([film], [asked], fewer_films(size))
 
 
 @torch.inference_mode()

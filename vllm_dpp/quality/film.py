@@ -25,8 +25,6 @@ SHOT = SceneSpec(num_steps=6, num_things=(7, 8), num_briefs=(1, 3), cameras=(STI
 FILM_FPS = 8 * FPS
 """Frames a second: 66 steps in the positions of eight."""
 
-FILM_STEPS = NUM_SHOTS * SHOT.num_steps
-
 NUM_NEEDLES = 3
 
 NEEDLE_KINDS = ("colour", "spelled", "where")
@@ -51,12 +49,12 @@ class Film:
     needles: tuple[tuple[int, int], ...]
 
 
-def make_film(seed: int) -> Film:
+def make_film(seed: int, num_shots: int = NUM_SHOTS) -> Film:
     """Returns the film of `seed`, no film of tests below 10 million."""
     rng = np.random.default_rng((seed, 8))
-    shots = [make_scene(NUM_SHOTS * seed + i, SHOT) for i in range(NUM_SHOTS)]
+    shots = [make_scene(NUM_SHOTS * seed + i, SHOT) for i in range(num_shots)]
     needles: list[tuple[int, int]] = []
-    for shot in rng.permutation(NUM_SHOTS):
+    for shot in rng.permutation(num_shots):
         taken = [shape for _, shape in needles]
         briefs = [t.shape for t in shots[shot].things if t.is_brief and t.shape not in taken]
         if briefs and len(needles) < NUM_NEEDLES:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from vllm_dpp.quality.batches import Videos
+from vllm_dpp.quality.film import NUM_SHOTS, SHOT
 from vllm_dpp.quality.questions import KINDS
 from vllm_dpp.quality.scene import GRID, LONGER, SHORTER, TRAINING
 
@@ -28,6 +29,7 @@ _LENGTHS = (TRAINING, SHORTER, TRAINING, LONGER)
 _WHOLE = (GRID, GRID)
 _SIZES = (_WHOLE, _WHOLE, (3, 3), _WHOLE, _WHOLE, (2, 3), _WHOLE, _WHOLE, (2, 2))
 _FILM_EVERY = 5
+_SHOTS = (2, NUM_SHOTS, 4)
 _MEMORY = 0.97
 _LEAST_ERROR = 0.03
 _LOOK_UPS = ("colour", "shape", "where")
@@ -72,12 +74,13 @@ def short_videos(step: int) -> Videos:
 
 
 def all_videos(step: int) -> Videos:
-    """The same where more is learned: a fifth are films, a third of the others have less pixels.
+    """The same where more is learned: a fifth are films, a third of the others have fewer pixels.
 
     The three cycles have no common factor, so that each length is seen in each size.
     """
-    if step % _FILM_EVERY == _FILM_EVERY - 1:
-        return Videos(spec=None)
+    turn, rest = divmod(step, _FILM_EVERY)
+    if rest == _FILM_EVERY - 1:
+        return Videos(SHOT, num_shots=_SHOTS[turn % len(_SHOTS)])
     return replace(short_videos(step), cells=_SIZES[step % len(_SIZES)])
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from vllm_dpp.quality import schedule
-from vllm_dpp.quality.batches import VIDEOS_PER_FILM, BatchSize
+from vllm_dpp.quality.batches import BatchSize
 from vllm_dpp.quality.curves import draw_curves
 from vllm_dpp.quality.evaluate import (
     Scores,
@@ -279,7 +279,7 @@ def _score(trainer: Trainer) -> tuple[Scores, Scores]:
     """Of videos as in training, and of films if they are part of it."""
     options = trainer.options
     videos = held_out_batches(TRAINING, options.score_videos)
-    films = held_out_films(options.score_videos // VIDEOS_PER_FILM * options.all_videos)
+    films = held_out_films(options.score_videos // 4 * options.all_videos)
     of_videos, of_films = (score(trainer.model, batches) for batches in (videos, films))
     return of_videos[max(of_videos)], of_films[max(of_films)]
 
