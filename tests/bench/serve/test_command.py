@@ -103,6 +103,15 @@ def test_bad_arguments(words: str, message: str, capsys: pytest.CaptureFixture[s
     assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
+def test_a_broken_video(videos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options.parse(["--videos", str(videos)])
+    broken = videos / "broken.mp4"
+    broken.write_bytes(b"no video")
+    with pytest.raises(SystemExit) as stopped:
+        options.parse(["--videos", str(videos)])
+    assert stopped.value.code == 2 and f"{broken} cannot be read" in capsys.readouterr().err
+
+
 def test_an_unknown_arm(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--model", "toy:tiny", "--arms", "stock", "fast"]) == 2
     assert "unknown arm 'fast'" in capsys.readouterr().err

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
+
 from vllm_dpp.batch.rows import videos_in
 from vllm_dpp.bench.chat.arms import EVS_WORKER
 from vllm_dpp.bench.help import HelpFormatter
@@ -58,12 +60,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--arms needs stock, and each arm once: every ratio is one to stock's")
     if options.videos is not None:
         try:
-            videos_in(options.videos)
+            _check_videos(options.videos)
         except ValueError as error:
             parser.error(f"--videos: {error}")
     if min(*options.concurrency, options.rounds, options.waves) < 1:
         parser.error("--concurrency, --rounds and --waves must be at least 1")
     return options
+
+
+def _check_videos(folder: Path) -> None:
+    """The client keeps a server's refusal, but not of which video."""
+    for video in videos_in(folder):
+        if not cv2.VideoCapture(str(video)).grab():
+            raise ValueError(f"{video} cannot be read: mend it or take it out of the folder")
 
 
 def server_flags(arm: Arm, options: argparse.Namespace, *, on_cpu: bool) -> list[str]:
