@@ -27,9 +27,9 @@ FURTHER_RATE = 5e-4
 
 _LENGTHS = (TRAINING, SHORTER, TRAINING, LONGER)
 _WHOLE = (GRID, GRID)
-_SIZES = (_WHOLE, _WHOLE, (3, 3), _WHOLE, _WHOLE, (2, 3), _WHOLE, _WHOLE, (2, 2))
-_FILM_EVERY = 5
-_SHOTS = (2, NUM_SHOTS, 4)
+_SIZES = (_WHOLE, (3, 3), _WHOLE, (2, 3), _WHOLE, (2, 2), _WHOLE)
+_FILM_EVERY = 3
+_SHOTS = (2, NUM_SHOTS, 3, 4)
 _MEMORY = 0.97
 _LEAST_ERROR = 0.03
 _LOOK_UPS = ("colour", "shape", "where")
@@ -74,7 +74,7 @@ def short_videos(step: int) -> Videos:
 
 
 def all_videos(step: int) -> Videos:
-    """The same where more is learned: a fifth are films, a third of the others have fewer pixels.
+    """The same where more is learned: a third are films, three of seven others have fewer pixels.
 
     The three cycles have no common factor, so that each length is seen in each size.
     """
