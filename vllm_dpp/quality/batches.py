@@ -129,25 +129,36 @@ def training_batch(
         size: of the batch.
         weights: per kind, how often to ask it, relative to the others; of films all is asked.
     """
-    if videos.num_shots > 1:
-        fewer = fewer_films(size, videos.num_shots)
-        seeds = training_seeds(run_seed, step, fewer.num_videos)
-        films = [make_film(seed, videos.num_shots) for seed in seeds]
-        drawn = [_film_questions(*pair) for pair in zip(films, seeds, strict=True)]
-        chats = [_in_chats(s, videos.num_shots, own) for s, own in zip(seeds, drawn, strict=True)]
-        batch = make_film_batch(films, chats, fewer)
+    is_film = videos.num_shots > 1
+    size = fewer_films(size, videos.num_shots) if is_film else size
+    seeds = training_seeds(run_seed, step, size.num_videos)
+    if is_film:
+        batch = _batch_of_films(seeds, videos.num_shots, size)
     else:
-        seeds = training_seeds(run_seed, step, size.num_videos)
-        scenes = [make_scene(seed, videos.spec) for seed in seeds]
-        drawn = [draw_questions(scene, weights, size.num_places) for scene in scenes]
-        asked = [
-            _in_chats(one.seed, one.num_steps, own) for one, own in zip(scenes, drawn, strict=True)
-        ]
-        batch = make_batch(scenes, asked, size, videos.cells)
+        batch = _batch_of_scenes(seeds, videos, size, weights)
     num_steps = batch.frames.shape[1] // FRAMES_PER_STEP
     last = int(batch.positions_per_step * (num_steps - 1))
     batch.packs.offsets[:] += np.array([[_shift(seed, num_steps, last)] for seed in seeds])
     return batch
+
+
+def _batch_of_scenes(
+    seeds: Sequence[int], videos: Videos, size: BatchSize, weights: Mapping[str, float]
+) -> Batch:
+    scenes = [make_scene(seed, videos.spec) for seed in seeds]
+    drawn = [draw_questions(scene, weights, size.num_places) for scene in scenes]
+    asked = [
+        _in_chats(own, scene.seed, scene.num_steps)
+        for own, scene in zip(drawn, scenes, strict=True)
+    ]
+    return make_batch(scenes, asked, size, videos.cells)
+
+
+def _batch_of_films(seeds: Sequence[int], num_shots: int, size: BatchSize) -> Batch:
+    films = [make_film(seed, num_shots) for seed in seeds]
+    drawn = [_film_questions(film, seed) for film, seed in zip(films, seeds, strict=True)]
+    asked = [_in_chats(own, seed, num_shots) for own, seed in zip(drawn, seeds, strict=True)]
+    return make_film_batch(films, asked, size)
 
 
 def fewer_films(size: BatchSize, num_shots: int = NUM_SHOTS) -> BatchSize:
@@ -163,9 +174,9 @@ def _film_questions(film: Film, seed: int) -> list[Question]:
     return [questions[i] for i in rng.permutation(len(questions))]
 
 
-def _in_chats(seed: int, num_steps: int, questions: Sequence[Question]) -> list[Chat]:
+def _in_chats(questions: Sequence[Question], seed: int, length: int) -> list[Chat]:
     """Half of the questions are asked alone, the others after another one."""
-    rng = np.random.default_rng((seed, num_steps, 7))
+    rng = np.random.default_rng((seed, length, 7))
     before = [rng.choice(len(questions), int(rng.random() < 0.5)) for _ in questions]
     return [(*(questions[i] for i in old), new) for old, new in zip(before, questions, strict=True)]
 
