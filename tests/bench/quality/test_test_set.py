@@ -9,22 +9,22 @@ pytest.importorskip("cv2")
 pytest.importorskip("transformers")
 
 from vllm_dpp.bench.quality.test_set import (  # noqa: E402
+    SCENE_KINDS,
     fewer_frames,
     make_test_set,
     smaller_frames,
 )
-from vllm_dpp.quality.film import FILM_KINDS, NUM_SHOTS, SHOT  # noqa: E402
+from vllm_dpp.quality.film import NEEDLE_KINDS, NUM_SHOTS, ORDINARY, SHOT  # noqa: E402
 from vllm_dpp.quality.model import LEARNED  # noqa: E402
 from vllm_dpp.quality.packing import POSITIONS_PER_STEP  # noqa: E402
-from vllm_dpp.quality.questions import KINDS  # noqa: E402
 from vllm_dpp.quality.render import FPS, render  # noqa: E402
 from vllm_dpp.quality.scene import DENSE, LONGER, STANDARD, make_scene  # noqa: E402
 from vllm_dpp.quality.words import COLOUR_NAMES, SHAPES  # noqa: E402
 
 
 def test_as_many_of_each_kind_and_the_same_again() -> None:
-    test_set, again = (make_test_set("standard", 5, KINDS) for _ in range(2))
-    assert Counter(test_set.kinds) == dict.fromkeys(KINDS, 5)
+    test_set, again = (make_test_set("standard", 5, SCENE_KINDS) for _ in range(2))
+    assert Counter(test_set.kinds) == dict.fromkeys(SCENE_KINDS, 5)
     assert test_set.asked == again.asked
     assert all((a == b).all() for a, b in zip(test_set.videos, again.videos, strict=True))
     pairs = Counter(zip(test_set.groups, test_set.kinds, strict=True))
@@ -45,7 +45,7 @@ def test_later_questions_are_the_same_ones_after_others() -> None:
 
 def test_things_that_are_not_there() -> None:
     test_set = make_test_set("standard-absent", 2, LEARNED)
-    assert len(test_set.asked) == 2 * len(LEARNED) == len(test_set.videos)
+    assert len(test_set.asked) == 2 * len({*LEARNED} & {*SCENE_KINDS}) == len(test_set.videos)
     assert {item.question.answer for item in test_set.asked} == {"no"}
     scenes = [make_scene(100_000 + i, STANDARD) for i in range(len(test_set.videos))]
     for scene, item in zip(scenes, test_set.asked, strict=True):  # no video is passed over
@@ -63,9 +63,10 @@ def test_settings_are_chosen_on_other_videos() -> None:
         assert len(set(videos)) == len(videos)
 
 
-def test_films() -> None:
-    alone, later = (make_test_set(name, 2, LEARNED) for name in ("film", "film-later"))
-    assert Counter(alone.kinds) == dict.fromkeys(FILM_KINDS, 2)  # of the rest nothing is asked
+@pytest.mark.parametrize(("name", "kinds"), [("film", NEEDLE_KINDS), ("ordinary", (ORDINARY,))])
+def test_films(name: str, kinds: tuple[str, ...]) -> None:
+    alone, later = (make_test_set(name + suffix, 2, LEARNED) for suffix in ("", "-later"))
+    assert Counter(alone.kinds) == dict.fromkeys(kinds, 2)  # of the rest nothing is asked
     assert [item.question for item in alone.asked] == [item.question for item in later.asked]
     for item in later.asked:  # about another needle first
         shapes = [set(q.text.lower().strip("?").split()) & {*SHAPES} for q in item.chat]

@@ -14,9 +14,11 @@ import numpy as np
 from vllm_dpp.quality.evaluate import SPLITS
 from vllm_dpp.quality.film import (
     FILM_FPS,
-    FILM_KINDS,
+    NEEDLE_KINDS,
+    ORDINARY,
     make_film,
     moment_questions,
+    needle_questions,
     render_film,
 )
 from vllm_dpp.quality.packing import Chat
@@ -33,25 +35,31 @@ training prints are of other held-out scenes."""
 
 _MOST_VIDEOS = 100_000
 
+SCENE_KINDS = tuple(kind for kind in KINDS if kind != ORDINARY)
+"""Asked about all videos but films: there a shape is enough to tell a thing by."""
+
 ABSENT = "absent"
 """Kind of the questions of the test sets of that name."""
 
 FILM = "film"
-"""Test set of long videos, which are asked about what is seen in them for a moment."""
+"""Test set of long videos, which are asked about what alone in them has its shape."""
+
+ORDINARY_FILM = "ordinary"
+"""Of the same, which are asked about things that share their shape and their colour with others."""
 
 _LATER, _ABSENT, _TUNING = "-later", f"-{ABSENT}", "-tuning"
 _REPORTED = (
     *(split + suffix for suffix in ("", _LATER, _ABSENT) for split in SPLITS),
-    *(FILM + suffix for suffix in ("", _LATER)),
+    *(film + suffix for suffix in ("", _LATER) for film in (FILM, ORDINARY_FILM)),
 )
 TEST_SETS = (*_REPORTED, *(split + _TUNING for split in _REPORTED))
 """Splits of the task; the same questions, each asked after another one about the video; as many
-questions for things that are not there, to which a model that sees less may say yes; long videos;
-and all of these about other videos, on which settings are chosen."""
+questions for things that are not there, to which a model that sees less may say yes; long
+videos; and all of these about other videos, on which settings are chosen."""
 
 
 def split_of(test_set: str) -> str:
-    """What its videos are like: one of the splits of the task, or `FILM`."""
+    """What is asked of which videos: a split of the task, `FILM` or `ORDINARY_FILM`."""
     return test_set.partition("-")[0]
 
 
@@ -155,9 +163,15 @@ class _Source:
 def _source(test_set: str) -> _Source:
     split = split_of(test_set)
     if split == FILM:
-        return _Source(FILM_KINDS, make_film, moment_questions, render_film, FILM_FPS)
+        return _Source(NEEDLE_KINDS, make_film, needle_questions, render_film, FILM_FPS)
+    if split == ORDINARY_FILM:
+        return _Source((ORDINARY,), make_film, moment_questions, render_film, FILM_FPS)
     make = partial(make_scene, spec=SPLITS[split])
-    return _Source(KINDS, make, make_questions, render, FPS)
+    return _Source(SCENE_KINDS, make, _scene_questions, render, FPS)
+
+
+def _scene_questions(scene: Scene) -> list[Question]:
+    return [question for question in make_questions(scene) if question.kind in SCENE_KINDS]
 
 
 def _one_of_each(questions: list[Question], seed: int, kinds: Sequence[str]) -> list[Question]:
