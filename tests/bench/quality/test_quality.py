@@ -98,7 +98,13 @@ def test_a_model_without_the_words_of_the_task(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--budgets", "1.5"], ["--per-kind", "0"], ["--kinds", "colours"]]
+    "arguments",
+    [
+        ["--budgets", "1.5"],
+        ["--per-kind", "0"],
+        ["--kinds", "colours"],
+        ["--splits", "ordinary", "--kinds", "colour"],
+    ],
 )
 def test_bad_options(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:

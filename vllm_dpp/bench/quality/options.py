@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vllm_dpp.bench.help import HelpFormatter
 from vllm_dpp.bench.quality.arms import BUDGETS, DEFAULT_METHODS, EVS, FRAMES, FULL, GRAMMAR
-from vllm_dpp.bench.quality.test_set import TEST_SETS
+from vllm_dpp.bench.quality.test_set import TEST_SETS, kinds_of
 from vllm_dpp.quality.evaluate import SPLITS
 from vllm_dpp.quality.model import CHECKPOINTS, LEARNED
 from vllm_dpp.quality.questions import KINDS
@@ -63,6 +63,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.per_kind < 1:
         parser.error("--per-kind must be at least 1")
+    for split in options.splits:
+        if not kinds_of(split, options.kinds):
+            parser.error(f"--kinds: none of {', '.join(options.kinds)} is asked of {split}")
     if not all(0 < budget < 1 for budget in options.budgets):
         parser.error("--budgets must lie between 0 and 1")
     return options

@@ -123,7 +123,7 @@ def make_test_set(split: str, per_kind: int, kinds: Sequence[str]) -> TestSet:
     """
     source, is_later, is_absent = _source(split), _LATER in split, _ABSENT in split
     first_seed = FIRST_TUNING_SEED if split.endswith(_TUNING) else FIRST_SEED
-    kinds = [kind for kind in kinds if kind in source.kinds]
+    kinds = kinds_of(split, kinds)
     if is_absent:
         per_kind, kinds = per_kind * len(kinds), [ABSENT]
     missing = Counter(dict.fromkeys(kinds, per_kind))
@@ -147,6 +147,11 @@ def make_test_set(split: str, per_kind: int, kinds: Sequence[str]) -> TestSet:
             if not any(missing.values()):
                 break
     return TestSet(split, source.fps, tuple(videos), tuple(asked))
+
+
+def kinds_of(test_set: str, kinds: Sequence[str]) -> list[str]:
+    """Those of `kinds` that are asked about its videos."""
+    return [kind for kind in kinds if kind in _source(test_set).kinds]
 
 
 @dataclass(frozen=True)
