@@ -74,15 +74,20 @@ def _url_of(content: Any) -> str:
     return item["video_url"]["url"]
 
 
-def test_flags_of_every_arm() -> None:
+@pytest.mark.parametrize(
+    ("words", "gib", "on_cpu"),
+    [("", 0.25, True), ("--profile gpu", 4, False), ("--kv-cache-gib 2 --profile gpu", 2, False)],
+)
+def test_flags_of_every_arm(words: str, gib: float, on_cpu: bool) -> None:
     """As vLLM's own parser reads them."""
     parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())
     model = Model("Qwen2_5_VLForConditionalGeneration", 12)
-    chosen = options.parse([])
+    chosen = options.parse(words.split())
     for name in (*options.ARMS, "dpp@0.25"):
         arm = parse_arm(name, model, retention_ratio=0.25, prune_layer=None)
-        read = parser.parse_args(options.server_flags(arm, chosen, on_cpu=True))
-        assert read.kv_cache_memory_bytes == 2**28
+        read = parser.parse_args(options.server_flags(arm, chosen, on_cpu=on_cpu))
+        assert read.kv_cache_memory_bytes == gib * 2**30
+        assert read.enforce_eager == on_cpu
         assert read.limit_mm_per_prompt == {"image": 0, "video": 1}
         for key, value in arm.engine_args.items():
             assert getattr(read, key) == value

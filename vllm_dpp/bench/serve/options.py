@@ -15,6 +15,25 @@ from vllm_dpp.bench.throughput.arms import GRAMMAR, Arm
 
 MODULE = "vllm_dpp.bench.serve"
 ARMS = ("stock", "evs@0.6", "two-stages@0.4")
+PROFILES = {
+    "cpu": {
+        "model": "toy:mid",
+        "seconds": 8.0,
+        "side": 168,
+        "output_tokens": 32,
+        "max_model_len": 4096,
+        "kv_cache_gib": 0.25,
+    },
+    "gpu": {
+        "model": "Qwen/Qwen2.5-VL-7B-Instruct",
+        "seconds": 16.0,
+        "side": 448,
+        "output_tokens": 128,
+        "max_model_len": 8192,
+        "kv_cache_gib": 4.0,
+    },
+}
+"""What holds where nothing else is said. Either has KV memory for some of 32 requests at once."""
 FRAMES_PER_SECOND = 30
 """Of the videos that `vllm bench serve` makes; a server reads two of them a second."""
 QUESTIONS = (
@@ -37,23 +56,25 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--model", default="toy:mid", help="a checkpoint, or toy:mid or toy:tiny (random weights)")
+    add("--profile", choices=PROFILES, default="cpu", help=f"defaults of others: {_profiles()}")
+    add("--model", help="a checkpoint, or toy:mid or toy:tiny (random weights)")
     add("--arms", nargs="+", default=list(ARMS), metavar="ARM", help=GRAMMAR)
     add("--concurrency", type=int, nargs="+", default=[1, 8, 32], metavar="N", help="at once")
     add("--rounds", type=int, default=2, help="of each arm and concurrency, each of other videos")
     add("--waves", type=int, default=2, help="requests of a round: so many times the concurrency")
     add("--videos", type=Path, metavar="FOLDER", help="ask about these instead, again and again")
-    add("--seconds", type=float, default=8, help="of a random video")
-    add("--side", type=int, default=168, help="height and width of a random video, in pixels")
-    add("--output-tokens", type=int, default=32, help="of a request")
+    add("--seconds", type=float, help="of a random video")
+    add("--side", type=int, help="height and width of a random video, in pixels")
+    add("--output-tokens", type=int, help="of a request")
     add(
         "--goodput", nargs="+", default=[], metavar="METRIC:MS", help="as `vllm bench serve` has it"
     )
-    add("--max-model-len", type=int, default=4096, help="limit of tokens in a request")
-    add("--kv-cache-gib", type=float, default=0.25, help="KV memory of each server")
+    add("--max-model-len", type=int, help="limit of tokens in a request")
+    add("--kv-cache-gib", type=float, help="KV memory of each server")
     add("--gpu-memory-utilization", type=float, help="of each; left out: 0.9 shared by all")
     add("--output", type=Path, metavar="FILE.json", help="all numbers with provenance; FILE.md too")
     add("--plot", type=Path, metavar="FILE.png", help="draw them, with matplotlib")
+    parser.set_defaults(**PROFILES[parser.parse_known_args(argv)[0].profile])
     options, flags = parser.parse_known_args(argv)
     options.flags = flags
     if "stock" not in options.arms or len(set(options.arms)) < len(options.arms):
@@ -66,6 +87,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if min(*options.concurrency, options.rounds, options.waves) < 1:
         parser.error("--concurrency, --rounds and --waves must be at least 1")
     return options
+
+
+def _profiles() -> str:
+    """Of each what it sets, for the help."""
+    return "; ".join(
+        f"{name}: " + ", ".join(f"--{key.replace('_', '-')} {value}" for key, value in own.items())
+        for name, own in PROFILES.items()
+    )
 
 
 def _check_videos(folder: Path) -> None:
