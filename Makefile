@@ -20,7 +20,9 @@ PARTS := tests/serving/test_families.py tests/e2e tests/serving tests/bench test
 	tests/bench/quality tests/pruning tests/serving/test_entry.py tests
 CPU_VLLM := VLLM_CPU_KVCACHE_SPACE=$${VLLM_CPU_KVCACHE_SPACE:-1}
 
-PYTEST = $(OFFLINE) $(CPU_VLLM) $(BIN)/python -m pytest
+# VLLM=0.33.0 tests that version's Python over the libraries of the CPU build.
+OTHER := $(if $(VLLM),.cache/vllm-$(VLLM))
+PYTEST = $(OFFLINE) $(CPU_VLLM) $(if $(OTHER),PYTHONPATH=$(CURDIR)/$(OTHER)) $(BIN)/python -m pytest
 PART = OMP_NUM_THREADS=1 $(PYTEST) --durations=20 --durations-min=20
 
 .PHONY: help env test lint types pytest part demo clean
@@ -59,7 +61,7 @@ types: $(STAMP) ## mypy, strict on vllm_dpp/pruning
 	@$(BIN)/mypy
 
 # Without arguments two parts at once, on a thread each: more threads would wait for one another.
-pytest: $(STAMP) ## the tests that need no GPU; PYTEST_ARGS adds arguments
+pytest: $(STAMP) $(OTHER) ## the tests that need no GPU; PYTEST_ARGS adds arguments
 ifdef PYTEST_ARGS
 	@echo "==> pytest"
 	@$(PYTEST) $(PYTEST_ARGS)
@@ -67,6 +69,12 @@ else
 	@logs=$$(mktemp -d); trap 'rm -rf "$$logs"' EXIT; status=0; \
 	printf '%s\n' $(PARTS) | xargs -P 2 -I{} $(MAKE) --no-print-directory part PART_OF={} LOGS="$$logs" || status=1; \
 	grep -haE '^(FAILED|ERROR) |^=+ .* in [0-9.]+s' "$$logs"/* || true; exit $$status
+endif
+
+ifdef OTHER
+$(OTHER): patches/other_vllm.py $(STAMP)
+	@echo "==> Python of vLLM $(VLLM)"; rm -rf $@
+	@$(BIN)/python patches/other_vllm.py $(VLLM) $@
 endif
 
 part:
