@@ -72,7 +72,7 @@ else
 endif
 
 ifdef OTHER
-$(OTHER): patches/other_vllm.py $(STAMP)
+$(OTHER): patches/other_vllm.py | $(STAMP)
 	@echo "==> Python of vLLM $(VLLM)"; rm -rf $@
 	@$(BIN)/python patches/other_vllm.py $(VLLM) $@
 endif
