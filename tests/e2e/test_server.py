@@ -189,7 +189,7 @@ def test_two_turns(server: Server, judge: Judge, media: Path, second: str) -> No
     [
         ({"dpp_entry_ratio": 0.5}, 0.5, 0.25),
         ({"dpp_entry_ratio": 0.5, "dpp_retention_ratio": 1}, 0.5, 1.0),
-        ({"dpp_video_share": 0.2}, 0.4, 0.25),  # K = 2 of 6 layers: 0.4 (1/3 + 2/3 1/4)
+        ({"dpp_video_share": 0.2}, 0.36, 1 / 3),  # K = 2 of 6 layers: 0.36 (1/3 + 2/3 1/3)
         ({"dpp_video_share": 0.4}, 0.4, 1.0),
     ],
     ids=["both stages", "the first alone", "one number", "for which one stage is enough"],

@@ -52,7 +52,7 @@ def test_two_stages_leave_the_share(share: float, layer: int, fraction: float) -
 
 @given(share=st.floats(0.01, 1), layer=st.integers(0, 27))
 def test_no_more_enters_than_pays(share: float, layer: int) -> None:
-    """By one number: a quarter of what enters is kept, then more of it, then all."""
+    """By one number: a third of what enters is kept, then more of it, then all."""
     entering, kept = two_stage_ratios(share, layer, 28)
     assert entering * kv_share(layer, 28, kept) == pytest.approx(share)
     if share >= MOST_ENTERING:
@@ -63,9 +63,15 @@ def test_no_more_enters_than_pays(share: float, layer: int) -> None:
         assert entering == MOST_ENTERING and KEPT_OF_ENTERED < kept < 1
 
 
+@given(one=st.floats(0.01, 1), other=st.floats(0.01, 1), layer=st.integers(0, 27))
+def test_a_larger_share_lets_in_and_keeps_no_less(one: float, other: float, layer: int) -> None:
+    less, more = (two_stage_ratios(share, layer, 28) for share in sorted((one, other)))
+    assert more[0] >= less[0] - 1e-9 and more[0] * more[1] >= less[0] * less[1] - 1e-9
+
+
 def test_one_number_sets_both_ratios() -> None:
     settings = ServingSettings(prune_layer=14, video_share=0.2).with_ratios(28)
-    assert settings.entry_ratio == pytest.approx(0.32) and settings.retention_ratio == 0.25
+    assert settings.entry_ratio == pytest.approx(0.3) and settings.retention_ratio == 1 / 3
     assert settings == settings.with_ratios(28)
     assert ServingSettings(prune_layer=14, video_share=1).with_ratios(28).retention_ratio == 1
     for more in ({"entry_ratio": 0.5}, {"retention_ratio": 0.5}):
@@ -299,8 +305,8 @@ def chat(**xargs: Any) -> Any:
 def test_a_request_over_http_sets_both_stages() -> None:
     request = chat(dpp_video_share=0.2, dpp_record=1)
     spread(request, SETTINGS, 8)
-    assert request.vllm_xargs == {"dpp_record": 1, "dpp_retention_ratio": 0.25}
-    assert request.mm_processor_kwargs == {"dpp_entry_ratio": pytest.approx(0.32)}
+    assert request.vllm_xargs == {"dpp_record": 1, "dpp_retention_ratio": 1 / 3}
+    assert request.mm_processor_kwargs == {"dpp_entry_ratio": pytest.approx(0.3)}
 
     request = chat(dpp_entry_ratio=0.7, dpp_retention_ratio=1)
     request.mm_processor_kwargs = {"max_pixels": 9}

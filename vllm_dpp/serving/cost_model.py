@@ -5,9 +5,9 @@ video's prefill FLOPs and KV bytes is left. (Attention scores, quadratic in the 
 out: at the lengths of chats the linear layers dominate.)
 """
 
-KEPT_OF_ENTERED = 0.25
-"""The least that the middle stage keeps of what entered, where one number sets both stages: on long
-videos, where reading the question pays, more that enters and less that is kept answers best."""
+KEPT_OF_ENTERED = 1 / 3
+"""The least that the middle stage keeps of what entered, where one number sets both stages. Less
+answers first questions about long videos as well, and later ones worse."""
 MOST_ENTERING = 0.4
 """Of a video, where one number sets both stages: what enters beyond it is worth less than what it
 costs the middle stage. A larger share is better left to the first stage alone."""
