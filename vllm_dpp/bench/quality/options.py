@@ -5,24 +5,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vllm_dpp.bench.help import HelpFormatter
-from vllm_dpp.bench.quality.arms import BUDGETS, DEFAULT_METHODS, EVS, FRAMES, FULL, GRAMMAR
+from vllm_dpp.bench.quality.arms import (
+    BUDGETS,
+    DEFAULT_METHODS,
+    ENTRY_RULES,
+    EVS,
+    FRAMES,
+    FULL,
+    GRAMMAR,
+    TWO_STAGES,
+)
 from vllm_dpp.bench.quality.test_set import TEST_SETS, kinds_of
 from vllm_dpp.quality.evaluate import SPLITS
 from vllm_dpp.quality.model import CHECKPOINTS, LEARNED
 from vllm_dpp.quality.questions import KINDS
 
 MODULE = "vllm_dpp.bench.quality"
-AGAINST = ("dpp-softened@4", "dpp-softened@3", "dpp-none@0", FULL)
-DRAWN = (
-    FULL,
-    EVS,
-    FRAMES,
-    "vidcom2@0",
-    "attention@3",
-    "dpp-none@0",
-    "dpp-softened@3",
-    "dpp-softened@4",
-)
+AGAINST = (TWO_STAGES, EVS, ENTRY_RULES[0], FULL)
+DRAWN = (FULL, EVS, FRAMES, ENTRY_RULES[0], TWO_STAGES)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
