@@ -5,7 +5,7 @@ import torch
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 from tests.vllm_names import groups_of_uniform_pages, groups_of_worker
-from vllm_dpp.serving.cost_model import two_stage_ratios
+from vllm_dpp.serving.cost_model import KEPT_OF_ENTERED, two_stage_ratios
 from vllm_dpp.serving.engine.kv_cache import CompactAttentionSpec
 from vllm_dpp.serving.layer_groups import default_prune_layer, layers_per_group, wasted_fraction
 
@@ -56,7 +56,7 @@ def test_a_pipeline_holds_more_for_a_middle_stage_than_it_saves(num_layers, stag
     for layer in (k for k in range(2, num_layers) if wasted_fraction(num_layers, k) == 0):
         specs = specs_of(num_layers, layer)
         groups = groups_of_uniform_pages(specs)
-        entry, kept = two_stage_ratios(share, layer, num_layers, 0.25)
+        entry, kept = two_stage_ratios(share, layer, num_layers, KEPT_OF_ENTERED)
         blocks = sum(
             entry * (kept if isinstance(group.kv_cache_spec, CompactAttentionSpec) else 1)
             for group in groups

@@ -57,7 +57,7 @@ def test_two_stages_leave_as_much_kv_as_dpp_or_their_own() -> None:
     assert arm.kv_share == parse("dpp").kv_share == 0.4375
     assert (arm.input_share, arm.retention_ratio) == (0.4375, 1)  # one is enough
     arm = parse("two-stages@0.2:k6")
-    assert arm.input_share == pytest.approx(0.32) and arm.retention_ratio == 0.25
+    assert arm.input_share == pytest.approx(0.3) and arm.retention_ratio == 1 / 3
     assert arm.input_share * kv_share(6, 12, arm.retention_ratio) == pytest.approx(0.2)
     assert arm.engine_args["additional_config"] == {"dpp": {"video_share": 0.2, "prune_layer": 6}}
     assert not arm.is_lossless
