@@ -115,6 +115,7 @@ def _serve(pipe: Connection, engine_args: dict[str, Any], arm: Arm, log: str) ->
     """The child: build the engine, then run what comes until told to stop."""
     _redirect(log)
     os.environ.update(ENVIRONMENT)
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override kv_cache_memory_bytes
     try:
         start = time.perf_counter()
         driver = _build(engine_args, arm)
