@@ -10,6 +10,7 @@ pytest.importorskip("tqdm")
 
 from vllm_dpp.bench.throughput import command as throughput  # noqa: E402  (needs tqdm)
 from vllm_dpp.bench.throughput import options
+from vllm_dpp.bench.throughput.capacity import EngineFacts
 
 
 def test_stock_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,6 +81,7 @@ def test_small_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")  # for engines that are told nothing else
     output = tmp_path / "result.json"
     arguments = f"{SMALL} --arms stock evs dpp --output {output}".split()
     assert throughput.main(arguments) == 0
@@ -92,6 +94,7 @@ def test_small_run(
     for arm in arms.values():
         assert arm["capacity"]["kv_blocks_per_request"]["difference"] == 0
         assert len(arm["rounds"][0]["ttft"]) == 4
+        assert EngineFacts(**arm["engine"]).kv_bytes <= 8 * 2**20
     stock, dpp = arms["stock"]["metrics"], arms["dpp"]["metrics"]
     assert dpp["kv_bytes_per_request"] < stock["kv_bytes_per_request"]
     assert arms["dpp"]["selection"]["passes"] >= 1
