@@ -72,9 +72,9 @@ else
 endif
 
 ifdef OTHER
-$(OTHER): patches/other_vllm.py | $(STAMP)
+$(OTHER): tests/other_vllm.py | $(STAMP)
 	@echo "==> Python of vLLM $(VLLM)"; rm -rf $@
-	@$(BIN)/python patches/other_vllm.py $(VLLM) $@
+	@$(BIN)/python tests/other_vllm.py $(VLLM) $@
 endif
 
 part:

