@@ -134,6 +134,10 @@ REFUSED_BODIES = {
     "record": (chat(vllm_xargs={"dpp_record": 1}), "--record-dir"),
     "rule": (chat(vllm_xargs={"dpp_rule": "best"}), "dpp_rule: rule must be one of .*'best'"),
     "unknown": (chat(vllm_xargs={"dpp_nonsense": 1}), "'dpp_nonsense'; known: dpp_retention_ratio"),
+    "nearly known": (
+        chat(vllm_xargs={"dpp_video_shar": 0.2}),
+        r"'dpp_video_shar' \(did you mean 'dpp_video_share'\?\); known: .*, dpp_video_share",
+    ),
     "logprobs": (chat(prompt_logprobs=0), "prompt_logprobs .* dpp_retention_ratio=1"),
     "echo": (chat(echo=True), "echo"),
     "beams": (chat(use_beam_search=True, vllm_xargs={"dpp_retention_ratio": 1}), "beam search"),

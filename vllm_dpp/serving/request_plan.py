@@ -59,10 +59,11 @@ class RequestOptions:
                     f"kept by {RETENTION_RATIO_ARG}"
                 )
             if key not in KNOWN_ARGS:
-                close = difflib.get_close_matches(key, KNOWN_ARGS, n=1)
+                known = (*KNOWN_ARGS, ENTRY_RATIO_ARG, VIDEO_SHARE_ARG)
+                close = difflib.get_close_matches(key, known, n=1)
                 hint = f" (did you mean {close[0]!r}?)" if close else ""
                 raise ValueError(
-                    f"unknown request argument {key!r}{hint}; known: {', '.join(KNOWN_ARGS)}"
+                    f"unknown request argument {key!r}{hint}; known: {', '.join(known)}"
                 )
         chosen = {name: ours.get(ARG_PREFIX + name) for name in CHOICES}
         return cls(
