@@ -26,12 +26,16 @@ CHATS = ["video", "question first", "two videos", "image and video", "two turns"
 MORE_VIDEOS, FEWER_VIDEOS = range(10, 20), range(10, 16)
 RATIO = 0.25
 LAYER = {"v1": 1, "v2": 3, "cuda": 3}
+needs_avx512 = pytest.mark.skipif(
+    not torch.cpu._is_avx512_supported(), reason="vLLM has this on CPUs with AVX-512 alone"
+)
 
 
 def test_error_is_no_larger_than_stock(host: EngineHost, tiny_checkpoint: Path) -> None:
     check_error(host, tiny_checkpoint, tiny_checkpoint, MORE_VIDEOS)
 
 
+@needs_avx512
 def test_nor_with_four_bit_weights(tiny_checkpoint: Path, tmp_path: Path) -> None:
     four_bit(tiny_checkpoint, tmp_path / "quantised", tmp_path / "rounded")
     with engine_host("v1") as host:
@@ -48,6 +52,7 @@ def test_nor_with_four_bit_weights(tiny_checkpoint: Path, tmp_path: Path) -> Non
     assert common > 0.9 * len(expected), "rounding decides close calls alone"
 
 
+@needs_avx512
 def test_nor_with_awq_for_gptq(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """The same weights in the files of either give the same answers, pruned, to the last bit."""
     answers = []
@@ -63,6 +68,7 @@ def test_nor_with_awq_for_gptq(tiny_checkpoint: Path, tmp_path: Path) -> None:
         assert gptq.tokens == awq.tokens and (gptq.logprobs == awq.logprobs).all()
 
 
+@needs_avx512
 def test_nor_with_eight_bit_kv(tiny_checkpoint: Path) -> None:
     with engine_host("v1") as host:
         check_error(host, tiny_checkpoint, tiny_checkpoint, FEWER_VIDEOS, kv_cache_dtype="fp8")
