@@ -57,6 +57,17 @@ def random_video(
     return VideoTokens(features, raw, num_kept, num_slices, num_tail)
 
 
+def still_video(seed: int, *, num_slices: int = 8, tokens_per_slice: int = 5) -> VideoTokens:
+    """Every slice is the first one but for noise, that of later ones larger; half are kept."""
+    generator = torch.Generator().manual_seed(seed)
+    shown = torch.randn(tokens_per_slice, 48, generator=generator)
+    noise = torch.randn(num_slices, tokens_per_slice, 48, generator=generator)
+    size = torch.linspace(0, 0.12, num_slices)[:, None, None]
+    features = (shown + size * noise).flatten(0, 1)
+    raw = torch.rand(len(features), generator=generator)
+    return VideoTokens(features, raw, len(features) // 2, num_slices)
+
+
 def reference_kernel(features: Tensor, relevance: Tensor) -> Tensor:
     """[n, n] float64 kernel of [n, D] features and [n] relevance."""
     features, relevance = features.double(), relevance.double()

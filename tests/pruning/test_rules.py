@@ -125,6 +125,16 @@ def test_a_cut_is_new_in_whole() -> None:
     assert found == [*range(CELLS), *range(2 * CELLS, 3 * CELLS)]
 
 
+def test_what_adds_next_to_nothing_is_kept_in_order_of_time() -> None:
+    """A cell that changes by an eighth is kept before others; by a thirtieth, it is like them."""
+    first = torch.eye(CELLS, 32)
+    for size, kept_then in ((1 / 8, 2 * CELLS + 3), (1 / 30, CELLS)):
+        later = first.clone()
+        later[3, CELLS] = size
+        found = kept(video([first, first, later, first], CELLS + 1), "change")
+        assert found == [*range(CELLS), kept_then], size
+
+
 @pytest.mark.parametrize("num_slices", [1, 4])
 def test_without_change_it_is_diversity_alone(num_slices: int) -> None:
     """A picture, a still video, one whose identical slices differ by rounding."""

@@ -12,14 +12,14 @@ import torch
 from vllm_dpp.pruning import Segments, keep_indices, naive_keep_indices
 from vllm_dpp.pruning.dpp.select import SegmentedTokens, select, warm_up
 
-from .helpers import ALL_CONFIGS, config_id, random_video
+from .helpers import ALL_CONFIGS, config_id, random_video, still_video
 
 each_config = pytest.mark.parametrize("config", ALL_CONFIGS, ids=config_id)
 
 # Run by Triton's interpreter, in a process of its own: Triton chooses when it is imported.
 FUSED = """
 import torch
-from tests.pruning.helpers import ALL_CONFIGS, random_video
+from tests.pruning.helpers import ALL_CONFIGS, random_video, still_video
 from tests.pruning.memory import peak_bytes
 from vllm_dpp.pruning import PruningConfig, keep_indices, naive_keep_indices
 from vllm_dpp.pruning.dpp import select
@@ -33,6 +33,7 @@ videos = [
     random_video(2, num_kept=0),
     random_video(3, num_slices=1, tokens_per_slice=4, num_kept=2),
     random_video(5, num_slices=7, num_tail=8),
+    still_video(6),
 ]
 others = [random_video(4, dtype=dtype, dim=dim) for dtype, dim in
           [(torch.bfloat16, 48), (torch.float64, 48), (torch.float32, 30)]]
@@ -64,7 +65,8 @@ print(*(config.segment_by for config in configs))
 @pytest.mark.parametrize("backend", ["torch", "compiled"])
 @pytest.mark.parametrize("max_kernel_bytes", [1, 4 * 15**2 * 2, 1 << 28])
 def test_memory_bounds_change_no_token(config, backend, max_kernel_bytes):
-    videos = [random_video(0), random_video(1, num_slices=7, tokens_per_slice=9, num_kept=20)]
+    longer = random_video(1, num_slices=7, tokens_per_slice=9, num_kept=20)
+    videos = [random_video(0), longer, still_video(2)]
     bounded = replace(config, max_kernel_bytes=max_kernel_bytes)
     got = [keep.tolist() for keep in keep_indices(videos, bounded, backend=backend)]
     assert got == naive_keep_indices(videos, config)

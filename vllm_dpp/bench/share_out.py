@@ -32,7 +32,7 @@ from vllm_dpp.pruning.budget import num_kept
 from vllm_dpp.pruning.config import BudgetRule
 from vllm_dpp.pruning.dpp.greedy_map import greedy_map
 from vllm_dpp.pruning.dpp.kernel import conditioned_kernel
-from vllm_dpp.pruning.rules.change import QUARTIC, change, quality
+from vllm_dpp.pruning.rules.change import OBJECTIVE, change, quality
 from vllm_dpp.pruning.video import VideoTokens
 from vllm_dpp.quality import network
 from vllm_dpp.quality.camera import CAMERAS
@@ -165,7 +165,7 @@ def _keep_by_gains(video: LongVideo, slices: int, count: int) -> Tensor:
     worth, picked, gains = quality(change(_tokens(video, count))), [], []
     for start in range(0, len(video.features), length):
         part = slice(start, start + length)
-        kernel = conditioned_kernel(video.features[part], worth[part], QUARTIC)
+        kernel = conditioned_kernel(video.features[part], worth[part], OBJECTIVE.quartic)
         num = len(kernel)
         all_of_it = torch.ones(1, num, dtype=torch.bool)
         steps = greedy_map(kernel[None], worth[None, part], all_of_it, torch.tensor([num]), num)
@@ -183,7 +183,7 @@ def _tokens(video: LongVideo, count: int) -> VideoTokens:
 def _kernel(video: LongVideo) -> Tensor:
     """[N, N] float64 kernel of the whole video, by whose determinant sets are compared."""
     worth = quality(change(_tokens(video, 1)))
-    return conditioned_kernel(video.features, worth, QUARTIC).double()
+    return conditioned_kernel(video.features, worth, OBJECTIVE.quartic).double()
 
 
 def _log_det(kernel: Tensor, kept: Tensor) -> float:

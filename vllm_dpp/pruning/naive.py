@@ -29,13 +29,16 @@ _TIE = 1e-7
 _EQUAL_SHARES = 1e-6
 
 
-def naive_greedy_map(kernel: Tensor, k: int, relevance: Sequence[float]) -> list[int]:
+def naive_greedy_map(
+    kernel: Tensor, k: int, relevance: Sequence[float], least_gain: float = RANK_TOLERANCE
+) -> list[int]:
     """Greedy MAP on one kernel, then a fill by relevance up to exactly `k` tokens.
 
     Args:
         kernel: [n, n] float, symmetric, positive semi-definite.
         k: tokens to take, in [0, n].
         relevance: n values; they order the fill only.
+        least_gain: of the largest initial gain; what gains no more is left to the fill.
 
     Returns:
         k distinct tokens in order of selection; ties go to the lowest index.
@@ -54,7 +57,7 @@ def naive_greedy_map(kernel: Tensor, k: int, relevance: Sequence[float]) -> list
     while len(selected) < k:
         gains = rest.diagonal().tolist()
         best = _best([i for i in range(n) if i not in selected], gains, _TIE * largest)
-        if gains[best] <= RANK_TOLERANCE * largest:
+        if gains[best] <= least_gain * largest:
             break
         selected.append(best)
         rest = rest - torch.outer(rest[:, best], rest[best, :]) / rest[best, best]
@@ -92,7 +95,10 @@ def _keep_video(video: "VideoTokens", config: "PruningConfig") -> list[int]:
     keep: list[int] = []
     budgets = naive_shares(video.num_kept, weights, lengths)
     for segment, kernel, budget in zip(segments, kernels, budgets, strict=True):
-        chosen = naive_greedy_map(kernel, budget, [quality[i] for i in segment])
+        if config.rule == "change":  # what adds next to nothing is taken in order of time
+            chosen = naive_greedy_map(kernel, budget, [0.0] * len(segment), 0.005)
+        else:
+            chosen = naive_greedy_map(kernel, budget, [quality[i] for i in segment])
         keep.extend(segment[i] for i in chosen)
     return sorted(keep)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vllm_dpp.pruning.config import PruningConfig
 from vllm_dpp.pruning.dpp.fused import fused_bytes
-from vllm_dpp.pruning.dpp.kernel import kernel_bytes
+from vllm_dpp.pruning.dpp.kernel import PLAIN, kernel_bytes
 from vllm_dpp.pruning.dpp.mass import BYTES_PER_ENTRY
 from vllm_dpp.pruning.dpp.select import Backend, SegmentedTokens, fastest_for
 from vllm_dpp.pruning.rows import rows_per_cast
@@ -88,9 +88,9 @@ def _without_values(video: VideoTokens, config: PruningConfig) -> SegmentedToken
     """
     budget = config.budget if config.budget == "length" else "relevance"
     config_of_shapes = replace(config, budget=budget, projection_dim=None)
-    quartic = change.QUARTIC if config.rule == "change" else 0.0
+    objective = change.OBJECTIVE if config.rule == "change" else PLAIN
     quality = relevance_of(video, config)
-    problem = segmented(video, quality, config_of_shapes, quartic=quartic)
+    problem = segmented(video, quality, config_of_shapes, objective)
     num_tokens, dim = video.features.shape
     to_dim = config.projection_dim
     if to_dim is None or dim <= to_dim:
@@ -179,7 +179,7 @@ def _compiled(problem: SegmentedTokens, max_kernel_bytes: int, device: torch.dev
 
 def _mixing(problem: SegmentedTokens) -> int:
     """Of S⁴ in `segment_kernels`: one kernel more."""
-    return _FLOAT * problem.segments.longest**2 if problem.quartic else 0
+    return _FLOAT * problem.segments.longest**2 if problem.objective.quartic else 0
 
 
 def _fused(problem: SegmentedTokens, max_kernel_bytes: int, device: torch.device) -> int:

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vllm_dpp.pruning.dpp.greedy_map import Selection, fill_by_relevance
-from vllm_dpp.pruning.dpp.kernel import RANK_TOLERANCE
+from vllm_dpp.pruning.dpp.greedy_map import Selection, fill_up
+from vllm_dpp.pruning.dpp.kernel import PLAIN, Objective
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +30,16 @@ def is_available(device: torch.device) -> bool:
     return device.type == "cpu" and _compiled_loop() is not None
 
 
-def greedy_map_compiled(kernel: Tensor, relevance: Tensor, budgets: Tensor) -> Selection:
+def greedy_map_compiled(
+    kernel: Tensor, relevance: Tensor, budgets: Tensor, objective: Objective = PLAIN
+) -> Selection:
     """Select in segments of equal length from their kernels.
 
     Args:
         kernel: [S, n, n] float32 on the CPU.
         relevance: [S, n] float32, >= 0.
         budgets: [S] int64 tokens to keep, each in [0, n].
+        objective: when a segment stops, and what fills it up.
 
     Returns:
         `keep` [S, n] with exactly `budgets` per segment, and the greedy steps.
@@ -45,14 +48,16 @@ def greedy_map_compiled(kernel: Tensor, relevance: Tensor, budgets: Tensor) -> S
     max_budget = int(budgets.max()) if num_segments else 0
     marginal_gain = kernel.diagonal(dim1=1, dim2=2).contiguous()
     # NaN is no number to compare with, so that nothing is taken by its gain.
-    threshold = RANK_TOLERANCE * marginal_gain.amax(dim=1) if length else budgets.float()
+    least = objective.least_gain
+    threshold = least * marginal_gain.amax(dim=1) if length else budgets.float()
     keep = kernel.new_zeros(num_segments, length, dtype=torch.bool)
     order = kernel.new_full((num_segments, max_budget), -1, dtype=torch.int64)
     gains = kernel.new_zeros(num_segments, max_budget)
     arrays = [kernel.contiguous(), marginal_gain, threshold, budgets, keep, order, gains]
     _run(num_segments, length * max_budget**2, [array.detach().numpy() for array in arrays])
     if bool((keep.sum(dim=1) < budgets).any()):
-        keep = fill_by_relevance(keep, relevance, torch.ones_like(keep), budgets)
+        every = torch.ones_like(keep)
+        keep = fill_up(keep, relevance, every, budgets, objective.rest_in_order)
     return Selection(keep, order, gains)
 
 

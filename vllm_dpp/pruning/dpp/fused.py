@@ -3,7 +3,7 @@
 `gram_kernel` multiplies the rows of every segment with one another, in tiles on and under the
 diagonal. `greedy_kernel` then takes one program per segment through its whole loop: it scales the
 products to the kernel L as it reads them, which it does for rows of taken tokens alone, stops at
-the budget or rank of its segment, and fills up by relevance.
+the budget of its segment or where no token gains enough, and fills up.
 
 Offsets and budgets stay on the device, the host knows two bounds, and nothing waits, so a CUDA
 graph may hold it all. What is compiled depends on the dtype of the features, on whether D and the
@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from vllm_dpp.pruning.dpp.greedy_map import Selection
+from vllm_dpp.pruning.dpp.kernel import PLAIN, Objective
 
 # Rows and columns of a tile of products, features read at once, warps. A tile of 16-bit features
 # is what one multiprocessor holds: two sums of 128 x 128 and three stages of loads.
@@ -72,12 +73,12 @@ def greedy_map_fused(
     longest: int,
     max_budget: int,
     *,
-    quartic: float = 0.0,
+    objective: Objective = PLAIN,
     max_kernel_bytes: int,
 ) -> Selection:
     """Select in the segments of one or many videos whose offsets only the device knows.
 
-    NaN or infinity in a segment fills its budget by relevance alone.
+    NaN or infinity in a segment fills its budget without a greedy step.
 
     Args:
         features: [N, D] float32, bfloat16 or float16; any stride between rows, none within.
@@ -87,7 +88,7 @@ def greedy_map_fused(
         budgets: [S] int64 tokens to keep, each at most the tokens of its segment.
         longest: at least the tokens of the longest segment: shorter is not noticed, and unsafe.
         max_budget: at least the largest budget.
-        quartic: share of S⁴ in the similarity, in [0, 1), see `kernel`.
+        objective: what is otherwise than in the plain DPP.
         max_kernel_bytes: bound on the float32 products held at once, where one segment needs at
             most that; the Cholesky rows take `max_budget / longest` as much again.
 
@@ -111,7 +112,7 @@ def greedy_map_fused(
         budgets = budgets.minimum(offsets.diff()).clamp(0, max_budget)  # never write past the ends
         inputs = features, relevance.float().contiguous(), offsets, budgets
         with torch.cuda.device_of(features):  # type: ignore[no-untyped-call]  # torch's
-            _select(*inputs, longest, quartic, max_kernel_bytes, Selection(keep, order, gains))
+            _select(*inputs, longest, objective, max_kernel_bytes, Selection(keep, order, gains))
     return Selection(keep.view(torch.bool), order, gains)
 
 
@@ -132,7 +133,7 @@ def _select(
     offsets: Tensor,
     budgets: Tensor,
     longest: int,
-    quartic: float,
+    objective: Objective,
     max_kernel_bytes: int,
     out: Selection,
 ) -> None:
@@ -187,8 +188,10 @@ def _select(
             width,
             max_budget,
             first,
-            quartic,
-            is_mixed=quartic > 0,
+            objective.quartic,
+            objective.least_gain,
+            is_mixed=objective.quartic > 0,
+            rest_in_order=objective.rest_in_order,
             block=block,
             unroll=8 if block < _MAX_BLOCK else 4,  # what the registers of a thread hold
             num_warps=block // _COLUMNS_PER_WARP,

@@ -18,7 +18,6 @@ two buffers. Triton's interpreter runs one thread and shows neither mistake.
 import triton
 import triton.language as tl
 
-from vllm_dpp.pruning.dpp.kernel import RANK_TOLERANCE
 from vllm_dpp.pruning.rows import NORM_EPSILON
 
 # The width of workspaces is a multiple of this, so that whole vectors are loaded.
@@ -26,7 +25,6 @@ COLUMNS = 32
 
 _COLUMNS = tl.constexpr(COLUMNS)
 _EPSILON = tl.constexpr(NORM_EPSILON)
-_TOLERANCE = tl.constexpr(RANK_TOLERANCE)
 
 
 @triton.jit(do_not_specialize=["offsets", "budgets", "first_segment"])
@@ -100,6 +98,7 @@ def gram_kernel(
         "max_budget",
         "first_segment",
         "quartic",
+        "least_gain",
     ]
 )
 def greedy_kernel(
@@ -117,7 +116,9 @@ def greedy_kernel(
     max_budget,
     first_segment,
     quartic,
+    least_gain,
     is_mixed: tl.constexpr,
+    rest_in_order: tl.constexpr,
     block: tl.constexpr,
     unroll: tl.constexpr,
 ):
@@ -148,7 +149,7 @@ def greedy_kernel(
             is_mixed,
             block,
         )
-        needed = best * _TOLERANCE
+        needed = best * least_gain
         tl.debug_barrier()
         # An infinite gain stands for NaN, which stops the segment as it does in PyTorch.
         while (step < budget) & (best > needed) & (best < float("inf")):
@@ -177,7 +178,7 @@ def greedy_kernel(
             step += 1
             tl.debug_barrier()
     while step < budget:
-        token = _most_relevant(relevance, keep, length, block)
+        token = _next(relevance, keep, length, rest_in_order, block)
         tl.debug_barrier()  # all threads have read `keep`
         tl.store(keep + token, 1)
         step += 1
@@ -288,15 +289,18 @@ def _next_rows(rows, columns, token, left, padded, width, unroll: tl.constexpr):
 
 
 @triton.jit
-def _most_relevant(relevance, keep, length, block: tl.constexpr):
-    """The token of largest relevance that is not kept."""
+def _next(relevance, keep, length, in_order: tl.constexpr, block: tl.constexpr):
+    """The token of largest relevance, or the first, of those that are not kept."""
     best = tl.full((), float("-inf"), tl.float32)
     token = tl.full((), 0, tl.int32)
     for first in range(0, length, block):
         columns = first + tl.arange(0, block)
         real = columns < length
         kept = tl.load(keep + columns, mask=real, other=1)
-        r = tl.load(relevance + columns, mask=real, other=0.0)
+        if in_order:
+            r = tl.zeros((block,), tl.float32)
+        else:
+            r = tl.load(relevance + columns, mask=real, other=0.0)
         best, token = _better(best, token, tl.where(kept != 0, float("-inf"), r), first)
     return token
 

@@ -4,8 +4,8 @@ Each step takes the token of largest marginal gain and updates the gains of the 
 new row of the incremental Cholesky factor (Chen, Zhang and Zhou 2018, arXiv 1709.05135). The
 number of steps is known on the host and no tensor is read there.
 
-Once the best gain of a segment is at or below `RANK_TOLERANCE` of its largest initial gain, the
-segment stops, and what its budget lacks is filled by relevance, ties to the lowest index. So a
+Once the best gain of a segment is at or below a fraction of its largest initial gain, the segment
+stops, and what its budget lacks is filled by relevance, or in order, ties to the lowest index. So a
 segment keeps exactly its budget, whatever its rank.
 """
 
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vllm_dpp.pruning.dpp.kernel import RANK_TOLERANCE
+from vllm_dpp.pruning.dpp.kernel import PLAIN, Objective
 
 _TAKEN = -torch.inf  # gain of what cannot be selected: taken tokens and padding
 
@@ -35,7 +35,12 @@ class Selection(NamedTuple):
 
 
 def greedy_map(
-    kernel: Tensor, relevance: Tensor, valid: Tensor, budgets: Tensor, max_budget: int
+    kernel: Tensor,
+    relevance: Tensor,
+    valid: Tensor,
+    budgets: Tensor,
+    max_budget: int,
+    objective: Objective = PLAIN,
 ) -> Selection:
     """Select in padded segments from their kernels.
 
@@ -45,6 +50,7 @@ def greedy_map(
         valid: [S, n] bool, False on padding.
         budgets: [S] int64 tokens to keep, each at most the valid tokens of its segment.
         max_budget: at least the largest budget: the number of steps.
+        objective: when a segment stops, and what fills it up.
 
     Returns:
         `keep` [S, n] with exactly `budgets` per segment, and the greedy steps.
@@ -53,7 +59,8 @@ def greedy_map(
     marginal_gain = kernel.diagonal(dim1=1, dim2=2).masked_fill(~valid, _TAKEN)
     gains_as_row = marginal_gain.unsqueeze(1)
     cholesky_rows = kernel.new_zeros(num_segments, max_budget, length)
-    steps = _Steps(marginal_gain.amax(dim=1), budgets, max_budget)
+    largest_gain = marginal_gain.amax(dim=1)
+    steps = _Steps(largest_gain, objective.least_gain, budgets, max_budget)
     row = kernel.new_empty(num_segments, 1, length)
     new_rows = cholesky_rows.unsqueeze(2).unbind(dim=1)
     places = steps.tokens[:, :, None, None].unbind()
@@ -70,19 +77,21 @@ def greedy_map(
         gains_as_row.addcmul_(new_rows[step], new_rows[step], value=-1)
         marginal_gain.scatter_(1, columns[step], _TAKEN)
     keep = steps.taken(valid)
-    return steps.selection(fill_by_relevance(keep, relevance, valid, budgets))
+    return steps.selection(fill_up(keep, relevance, valid, budgets, objective.rest_in_order))
 
 
 class _Steps:
     """What S segments take, step by step, and whether a step counts."""
 
-    def __init__(self, largest_gain: Tensor, budgets: Tensor, max_budget: int) -> None:
+    def __init__(
+        self, largest_gain: Tensor, least_gain: float, budgets: Tensor, max_budget: int
+    ) -> None:
         shape = (max_budget, len(budgets))
         steps = torch.arange(max_budget, device=budgets.device).unsqueeze(1)
         self.tokens = budgets.new_empty(shape, dtype=torch.int64)
         self.gains = largest_gain.new_empty(shape)
         self.active = budgets.new_empty(shape, dtype=torch.bool)
-        needed = (RANK_TOLERANCE * largest_gain).where(budgets > steps, torch.inf)
+        needed = (least_gain * largest_gain).where(budgets > steps, torch.inf)
         roots = largest_gain.new_empty(shape)
         # Views are made once: in the loop they would cost as much as the arithmetic.
         self.inverse_roots = roots[:, :, None, None].unbind()
@@ -116,9 +125,12 @@ class _Steps:
         return Selection(keep, order.T, self.gains.where(self.active, self._none).T)
 
 
-def fill_by_relevance(keep: Tensor, relevance: Tensor, valid: Tensor, budgets: Tensor) -> Tensor:
-    """Add to `keep` [S, n] the most relevant other tokens until every budget [S] is met."""
-    candidates = relevance.masked_fill(keep | ~valid, _TAKEN)
+def fill_up(
+    keep: Tensor, relevance: Tensor, valid: Tensor, budgets: Tensor, in_order: bool
+) -> Tensor:
+    """Add to `keep` [S, n] other tokens, the most relevant or the first, as budgets [S] ask for."""
+    by = torch.zeros_like(relevance) if in_order else relevance
+    candidates = by.masked_fill(keep | ~valid, _TAKEN)
     by_relevance = candidates.argsort(dim=1, descending=True, stable=True)
     places = torch.arange(keep.shape[1], device=keep.device).expand_as(keep)
     rank = torch.empty_like(by_relevance).scatter_(1, by_relevance, places)

@@ -7,6 +7,7 @@ too (Schur) and of higher rank. All in float32, whatever the dtype of the featur
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,24 @@ from vllm_dpp.pruning.rows import NORM_EPSILON, Rows, rows_of, rows_per_cast
 RANK_TOLERANCE = 1e-5
 
 _SMALLEST_BLOCK = 64  # rows of a block of products
+
+
+class Objective(NamedTuple):
+    """What a rule has otherwise than the plain DPP.
+
+    Args:
+        quartic: share of S⁴ in the similarity, in [0, 1).
+        least_gain: no token is taken for a gain at or below this fraction of the largest initial
+            gain of its segment, in [`RANK_TOLERANCE`, 1).
+        rest_in_order: what a budget lacks then goes to the first tokens, not to the most relevant.
+    """
+
+    quartic: float = 0.0
+    least_gain: float = RANK_TOLERANCE
+    rest_in_order: bool = False
+
+
+PLAIN = Objective()
 
 
 def initial_gains(norm: Tensor, relevance: Tensor, quartic: float = 0.0) -> Tensor:

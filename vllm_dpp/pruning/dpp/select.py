@@ -18,7 +18,7 @@ from torch import Tensor
 from vllm_dpp.pruning.checks import require_choice
 from vllm_dpp.pruning.dpp import compiled, fused
 from vllm_dpp.pruning.dpp.greedy_map import Selection, greedy_map
-from vllm_dpp.pruning.dpp.kernel import conditioned_kernel, segment_kernels
+from vllm_dpp.pruning.dpp.kernel import PLAIN, Objective, conditioned_kernel, segment_kernels
 from vllm_dpp.pruning.segments import Segments, padded_batches, to_device
 
 Backend = Literal["torch", "compiled", "fused"]
@@ -36,7 +36,7 @@ class SegmentedTokens:
         segments: S segments of the N tokens.
         budgets: [S] int64 tokens to keep, each at most the tokens of its segment.
         max_budget: at least the largest budget.
-        quartic: share of S⁴ in the similarity, see `kernel`.
+        objective: what is otherwise than in the plain DPP.
     """
 
     features: Tensor
@@ -44,7 +44,7 @@ class SegmentedTokens:
     segments: Segments
     budgets: Tensor
     max_budget: int
-    quartic: float = 0.0
+    objective: Objective = PLAIN
 
 
 class Selected(NamedTuple):
@@ -172,7 +172,7 @@ def _require_available(backend: Backend, device: torch.device) -> None:
 
 def _select_fused(videos: Sequence[SegmentedTokens], max_kernel_bytes: int) -> list[Selected]:
     """All videos at once, if their features are alike."""
-    if len({(v.features.shape[1], v.features.dtype, v.quartic) for v in videos}) > 1:
+    if len({(v.features.shape[1], v.features.dtype, v.objective) for v in videos}) > 1:
         return [kept for video in videos for kept in _select_fused([video], max_kernel_bytes)]
     together = _concatenated(videos)
     features = together.features
@@ -183,7 +183,7 @@ def _select_fused(videos: Sequence[SegmentedTokens], max_kernel_bytes: int) -> l
         together.budgets,
         together.segments.longest,
         together.max_budget,
-        quartic=together.quartic,
+        objective=together.objective,
         max_kernel_bytes=max_kernel_bytes,
     )
     keeps = torch.split(selection.keep, [len(video.features) for video in videos])
@@ -204,7 +204,7 @@ def _concatenated(videos: Sequence[SegmentedTokens]) -> SegmentedTokens:
         Segments(torch.cat(cuts), None, max(video.segments.longest for video in videos)),
         torch.cat([video.budgets for video in videos]),
         max(video.max_budget for video in videos),
-        videos[0].quartic,
+        videos[0].objective,
     )
 
 
@@ -216,11 +216,12 @@ def _select_torch(video: SegmentedTokens, max_kernel_bytes: int) -> Selected:
     for batch, padded in padded_batches(video.segments, num_tokens, max_kernel_bytes):
         relevance = padded.pad(video.relevance)
         selection = greedy_map(
-            segment_kernels(padded.rows(video.features), relevance, dim, video.quartic),
+            segment_kernels(padded.rows(video.features), relevance, dim, video.objective.quartic),
             relevance,
             padded.valid,
             video.budgets[batch],
             min(video.max_budget, padded.valid.shape[1]),
+            video.objective,
         )
         places = padded.positions.where(padded.valid, num_tokens)
         keep.scatter_(0, places.flatten(), selection.keep.flatten())
@@ -235,17 +236,17 @@ def _select_compiled(video: SegmentedTokens, max_kernel_bytes: int) -> Selected:
         budgets = video.budgets[batch]
         relevance = video.relevance[tokens].reshape(len(budgets), -1)
         features = video.features[tokens].reshape(*relevance.shape, -1)
-        selection = _select_equal(features, relevance, budgets, video.quartic)
+        selection = _select_equal(features, relevance, budgets, video.objective)
         keep[tokens], began[batch] = selection.keep.flatten(), _began(selection)
     return Selected(keep, began)
 
 
 def _select_equal(
-    features: Tensor, relevance: Tensor, budgets: Tensor, quartic: float
+    features: Tensor, relevance: Tensor, budgets: Tensor, objective: Objective
 ) -> Selection:
     """In a function of its own, so that its kernels go before the next ones come."""
-    kernel = conditioned_kernel(features, relevance, quartic)
-    return compiled.greedy_map_compiled(kernel, relevance, budgets)
+    kernel = conditioned_kernel(features, relevance, objective.quartic)
+    return compiled.greedy_map_compiled(kernel, relevance, budgets, objective)
 
 
 def _began(selection: Selection) -> Tensor:

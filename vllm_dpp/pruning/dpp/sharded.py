@@ -51,7 +51,7 @@ def select_sharded(
             Segments.between([offset - offsets[0] for offset in offsets], keep.device),
             budgets[first:last],
             video.max_budget,
-            video.quartic,
+            video.objective,
         )
         keep[tokens] = select([mine], max_kernel_bytes, backend)[0].keep.to(keep.dtype)
     dist.all_reduce(keep, dist.ReduceOp.MAX, group=group)

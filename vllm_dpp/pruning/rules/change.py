@@ -11,6 +11,10 @@ A camera that moves makes nothing new of what it has shown: it is found where it
 cell alone for P(i), and q to decide alone, this would be the order of EVS (arXiv 2510.14624). Where
 everything is as new, or nothing is, q is flat and it is the DPP. S⁴, elementwise and positive
 semidefinite (Schur), keeps gains meaningful where S runs out of rank.
+
+Where nothing adds more than a 200th of what the first token of a segment did, all that is new is
+kept, and what is left differs by noise. The rest of the budget goes to the first tokens in time
+then: slices seen whole, against which the changes are read.
 """
 
 from collections.abc import Sequence
@@ -19,13 +23,14 @@ import torch
 from torch import Tensor
 
 from vllm_dpp.pruning.config import PruningConfig
+from vllm_dpp.pruning.dpp.kernel import Objective
 from vllm_dpp.pruning.rows import rows_per_cast, unit_rows
 from vllm_dpp.pruning.rules.dpp import segmented, select_in
 from vllm_dpp.pruning.rules.rule import Means
 from vllm_dpp.pruning.video import VideoTokens
 
 FLOOR = 0.2
-QUARTIC = 0.1
+OBJECTIVE = Objective(quartic=0.1, least_gain=0.005, rest_in_order=True)
 ROUNDING = 1e-5
 """A distance 1 - cos up to this is none: rows that are equal differ by as much once rounded."""
 LEAST_RANGE = 0.05
@@ -34,7 +39,7 @@ LEAST_RANGE = 0.05
 
 def keep(videos: Sequence[VideoTokens], config: PruningConfig, means: Means) -> list[Tensor]:
     """The rule, see `Rule`. Of the settings, those of segments and budgets count."""
-    problems = [segmented(v, quality(change(v)), config, quartic=QUARTIC) for v in videos]
+    problems = [segmented(v, quality(change(v)), config, OBJECTIVE) for v in videos]
     return select_in(problems, videos, config, means)
 
 

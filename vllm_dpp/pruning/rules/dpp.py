@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vllm_dpp.pruning.budget import share_by_length, share_by_weight
 from vllm_dpp.pruning.config import PruningConfig
+from vllm_dpp.pruning.dpp.kernel import PLAIN, Objective
 from vllm_dpp.pruning.dpp.low_rank import project
 from vllm_dpp.pruning.dpp.mass import relevance_mass, spectral_mass
 from vllm_dpp.pruning.dpp.select import SegmentedTokens, select
@@ -58,7 +59,7 @@ def _indices(keep: Tensor, num_kept: int) -> Tensor:
 
 
 def segmented(
-    video: VideoTokens, quality: Tensor, config: PruningConfig, *, quartic: float = 0.0
+    video: VideoTokens, quality: Tensor, config: PruningConfig, objective: Objective = PLAIN
 ) -> SegmentedTokens:
     """The segments and budgets of a video.
 
@@ -66,7 +67,7 @@ def segmented(
         video: as `Rule` has it.
         quality: [N] float32, > 0, what each token is worth by itself: r.
         config: how segments and budgets are formed.
-        quartic: share of S⁴ in the similarity, see `dpp.kernel`.
+        objective: what the rule has otherwise than the plain DPP.
     """
     segments = _segments(video, config)
     features = video.features
@@ -77,9 +78,9 @@ def segmented(
         shares = share_by_length(video.num_kept, segments.lengths)
         budgets, max_budget = to_device(shares, features.device), max(shares)
     else:
-        weights = _budget_weights(features, quality, segments, config, quartic)
+        weights = _budget_weights(features, quality, segments, config, objective.quartic)
         budgets = share_by_weight(video.num_kept, weights, segments.device_lengths)
-    return SegmentedTokens(features, quality, segments, budgets, max_budget, quartic)
+    return SegmentedTokens(features, quality, segments, budgets, max_budget, objective)
 
 
 def relevance_of(video: VideoTokens, config: PruningConfig) -> Tensor:
