@@ -2,11 +2,12 @@
 
     vllm-dpp bench footage VIDEO... [--output FILE]
 
-The constants of the rule ``change`` were chosen on rendered videos. Here are the two distributions
-that they are about, of real videos beside rendered ones: how much tokens change (its floor and
-range), and how many directions they span (the share of S⁴). Features are those of the project's
-small model, which was trained on rendered shapes, and plain pixels, which are nobody's. The vision
-encoder of a large model is neither: what holds for both of these may hold for it.
+The constants of the rule ``change`` were chosen on rendered videos. Here is what they are about, of
+real videos beside rendered ones: how much tokens change (its floor and range), how many directions
+they span (the share of S⁴), and how many add anything to the others (the least gain). Features are
+those of the project's small model, which was trained on rendered shapes, and plain pixels, which
+are nobody's. The vision encoder of a large model is neither: what holds for both of these may hold
+for it.
 """
 
 import argparse
@@ -25,8 +26,10 @@ from vllm_dpp.bench.provenance import one_line, provenance
 from vllm_dpp.bench.summary import table
 from vllm_dpp.pruning import PruningConfig, keep_indices
 from vllm_dpp.pruning.budget import num_kept
+from vllm_dpp.pruning.dpp.greedy_map import greedy_map
+from vllm_dpp.pruning.dpp.kernel import conditioned_kernel
 from vllm_dpp.pruning.rows import unit_rows
-from vllm_dpp.pruning.rules.change import change, quality
+from vllm_dpp.pruning.rules.change import OBJECTIVE, change, quality
 from vllm_dpp.pruning.video import VideoTokens
 from vllm_dpp.quality import network
 from vllm_dpp.quality.evaluate import SPLITS
@@ -82,7 +85,8 @@ def measure(tokens: Tensor, num_slices: int) -> dict[str, float]:
 
     Returns:
         Deciles of change, the mean quality, how many directions hold 90 and 99 % of the tokens'
-        energy, the median likeness of two tokens, and the share of the first slice that is kept.
+        energy, the median likeness of two tokens, the share of the first slice that is kept, and
+        the share of all tokens that the rule would take for what they add, before it goes by time.
     """
     budget = num_kept(len(tokens), SHARE)
     video = VideoTokens(tokens, None, budget, num_slices)
@@ -93,6 +97,12 @@ def measure(tokens: Tensor, num_slices: int) -> dict[str, float]:
     energy = energy / energy[-1]
     config = PruningConfig(rule="change", relevance="none", segment_by="one")
     (kept,) = keep_indices([video], config)
+    worth = quality(moved)[None]
+    kernel = conditioned_kernel(tokens[None], worth, OBJECTIVE.quartic)
+    everything = torch.tensor([len(tokens)])
+    greedy = greedy_map(
+        kernel, worth, torch.ones_like(worth, dtype=torch.bool), everything, len(tokens), OBJECTIVE
+    )
     return {
         **{f"change p{p}": float(later.quantile(p / 100)) for p in (10, 50, 90)},
         "quality": float(quality(moved).mean()),
@@ -101,6 +111,7 @@ def measure(tokens: Tensor, num_slices: int) -> dict[str, float]:
         "likeness p50": float(likeness.flatten().quantile(0.5)),
         "first slice kept": float((kept < len(tokens) // num_slices).float().sum())
         / (len(tokens) // num_slices),
+        "taken by gain": float((greedy.order >= 0).sum()) / len(tokens),
     }
 
 

@@ -73,9 +73,12 @@ def make_processor(
     of_videos: Callable[..., Any] = Glm4vVideoProcessor,
 ) -> Any:
     """The processor of text, images and videos, and the classes of each."""
-    pixels = {"shortest_edge": 56 * 56, "longest_edge": 1280 * 2 * 28 * 28}
+    # Of pictures less: a starting vLLM makes its longest video of frames as large as a picture.
+    of_picture, of_video = (
+        {"shortest_edge": 56 * 56, "longest_edge": tokens * 2 * 28 * 28} for tokens in (128, 1280)
+    )
     return of_class(
-        of_images(size=pixels), tokenizer, of_videos(size=pixels), chat_template=CHAT_TEMPLATE
+        of_images(size=of_picture), tokenizer, of_videos(size=of_video), chat_template=CHAT_TEMPLATE
     )
 
 
