@@ -77,6 +77,7 @@ class EngineWorker:
         self.llm = None
         gc.collect()
         cleanup_dist_env_and_memory()
+        gc.freeze()  # nearly all that is left is imported: collections while loading may skip it
 
     @property
     def scheduler(self) -> Any:
