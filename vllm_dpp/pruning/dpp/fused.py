@@ -88,7 +88,7 @@ def greedy_map_fused(
         budgets: [S] int64 tokens to keep, each at most the tokens of its segment.
         longest: at least the tokens of the longest segment: shorter is not noticed, and unsafe.
         max_budget: at least the largest budget.
-        objective: what is otherwise than in the plain DPP.
+        objective: in what the rule differs from the plain DPP.
         max_kernel_bytes: bound on the float32 products held at once, where one segment needs at
             most that; the Cholesky rows take `max_budget / longest` as much again.
 

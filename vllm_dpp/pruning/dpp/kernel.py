@@ -23,7 +23,7 @@ _SMALLEST_BLOCK = 64  # rows of a block of products
 
 
 class Objective(NamedTuple):
-    """What a rule has otherwise than the plain DPP.
+    """In what a rule differs from the plain DPP.
 
     Args:
         quartic: share of S⁴ in the similarity, in [0, 1).

@@ -36,7 +36,7 @@ class SegmentedTokens:
         segments: S segments of the N tokens.
         budgets: [S] int64 tokens to keep, each at most the tokens of its segment.
         max_budget: at least the largest budget.
-        objective: what is otherwise than in the plain DPP.
+        objective: in what the rule differs from the plain DPP.
     """
 
     features: Tensor

@@ -67,7 +67,7 @@ def segmented(
         video: as `Rule` has it.
         quality: [N] float32, > 0, what each token is worth by itself: r.
         config: how segments and budgets are formed.
-        objective: what the rule has otherwise than the plain DPP.
+        objective: in what the rule differs from the plain DPP.
     """
     segments = _segments(video, config)
     features = video.features
