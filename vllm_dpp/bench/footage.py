@@ -99,13 +99,11 @@ def measure(tokens: Tensor, num_slices: int) -> dict[str, float]:
     (kept,) = keep_indices([video], config)
     worth = quality(moved)[None]
     kernel = conditioned_kernel(tokens[None], worth, OBJECTIVE.quartic)
-    everything = torch.tensor([len(tokens)])
-    greedy = greedy_map(
-        kernel, worth, torch.ones_like(worth, dtype=torch.bool), everything, len(tokens), OBJECTIVE
-    )
+    every, budgets = torch.ones_like(worth, dtype=torch.bool), torch.tensor([len(tokens)])
+    greedy = greedy_map(kernel, worth, every, budgets, len(tokens), OBJECTIVE)
     return {
         **{f"change p{p}": float(later.quantile(p / 100)) for p in (10, 50, 90)},
-        "quality": float(quality(moved).mean()),
+        "quality": float(worth.mean()),
         "directions 90 %": int((energy < 0.9).sum()) + 1,
         "directions 99 %": int((energy < 0.99).sum()) + 1,
         "likeness p50": float(likeness.flatten().quantile(0.5)),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vllm_dpp.pruning.dpp.kernel import RANK_TOLERANCE
+from vllm_dpp.pruning.dpp.objective import RANK_TOLERANCE
 
 if TYPE_CHECKING:  # the reference must not depend on what it judges
     from vllm_dpp.pruning.config import PruningConfig

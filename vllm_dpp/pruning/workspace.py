@@ -10,8 +10,9 @@ from torch import Tensor
 
 from vllm_dpp.pruning.config import PruningConfig
 from vllm_dpp.pruning.dpp.fused import fused_bytes
-from vllm_dpp.pruning.dpp.kernel import PLAIN, kernel_bytes
+from vllm_dpp.pruning.dpp.kernel import kernel_bytes
 from vllm_dpp.pruning.dpp.mass import BYTES_PER_ENTRY
+from vllm_dpp.pruning.dpp.objective import PLAIN
 from vllm_dpp.pruning.dpp.select import Backend, SegmentedTokens, fastest_for
 from vllm_dpp.pruning.rows import rows_per_cast
 from vllm_dpp.pruning.rules import change

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vllm_dpp.pruning.dpp.greedy_map import Selection, fill_up
-from vllm_dpp.pruning.dpp.kernel import PLAIN, Objective
+from vllm_dpp.pruning.dpp.objective import PLAIN, Objective
 
 logger = logging.getLogger(__name__)
 

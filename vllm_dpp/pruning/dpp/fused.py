@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from vllm_dpp.pruning.dpp.greedy_map import Selection
-from vllm_dpp.pruning.dpp.kernel import PLAIN, Objective
+from vllm_dpp.pruning.dpp.objective import PLAIN, Objective
 
 # Rows and columns of a tile of products, features read at once, warps. A tile of 16-bit features
 # is what one multiprocessor holds: two sums of 128 x 128 and three stages of loads.

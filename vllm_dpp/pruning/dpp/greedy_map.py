@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vllm_dpp.pruning.dpp.kernel import PLAIN, Objective
+from vllm_dpp.pruning.dpp.objective import PLAIN, Objective
 
 _TAKEN = -torch.inf  # gain of what cannot be selected: taken tokens and padding
 
@@ -129,10 +129,10 @@ def fill_up(
     keep: Tensor, relevance: Tensor, valid: Tensor, budgets: Tensor, in_order: bool
 ) -> Tensor:
     """Add to `keep` [S, n] other tokens, the most relevant or the first, as budgets [S] ask for."""
-    by = torch.zeros_like(relevance) if in_order else relevance
-    candidates = by.masked_fill(keep | ~valid, _TAKEN)
-    by_relevance = candidates.argsort(dim=1, descending=True, stable=True)
+    worth = torch.zeros_like(relevance) if in_order else relevance
+    candidates = worth.masked_fill(keep | ~valid, _TAKEN)
+    by_worth = candidates.argsort(dim=1, descending=True, stable=True)
     places = torch.arange(keep.shape[1], device=keep.device).expand_as(keep)
-    rank = torch.empty_like(by_relevance).scatter_(1, by_relevance, places)
+    rank = torch.empty_like(by_worth).scatter_(1, by_worth, places)
     missing = budgets - keep.sum(dim=1)
     return keep | (rank < missing.unsqueeze(1))

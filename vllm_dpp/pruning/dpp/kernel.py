@@ -7,37 +7,13 @@ too (Schur) and of higher rank. All in float32, whatever the dtype of the featur
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vllm_dpp.pruning.rows import NORM_EPSILON, Rows, rows_of, rows_per_cast
 
-# A gain at or below this fraction of the largest initial gain of its segment is rounding: the
-# tokens taken span the others. Past the rank of a kernel, float32 leaves up to 6e-7 of it where
-# tokens repeat and 3e-6 where up to 1,024 are mixtures of 512.
-RANK_TOLERANCE = 1e-5
-
 _SMALLEST_BLOCK = 64  # rows of a block of products
-
-
-class Objective(NamedTuple):
-    """In what a rule differs from the plain DPP.
-
-    Args:
-        quartic: share of S⁴ in the similarity, in [0, 1).
-        least_gain: no token is taken for a gain at or below this fraction of the largest initial
-            gain of its segment, in [`RANK_TOLERANCE`, 1).
-        rest_in_order: what a budget lacks then goes to the first tokens, not to the most relevant.
-    """
-
-    quartic: float = 0.0
-    least_gain: float = RANK_TOLERANCE
-    rest_in_order: bool = False
-
-
-PLAIN = Objective()
 
 
 def initial_gains(norm: Tensor, relevance: Tensor, quartic: float = 0.0) -> Tensor:

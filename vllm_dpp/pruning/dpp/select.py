@@ -18,7 +18,8 @@ from torch import Tensor
 from vllm_dpp.pruning.checks import require_choice
 from vllm_dpp.pruning.dpp import compiled, fused
 from vllm_dpp.pruning.dpp.greedy_map import Selection, greedy_map
-from vllm_dpp.pruning.dpp.kernel import PLAIN, Objective, conditioned_kernel, segment_kernels
+from vllm_dpp.pruning.dpp.kernel import conditioned_kernel, segment_kernels
+from vllm_dpp.pruning.dpp.objective import PLAIN, Objective
 from vllm_dpp.pruning.segments import Segments, padded_batches, to_device
 
 Backend = Literal["torch", "compiled", "fused"]

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from vllm_dpp.pruning.config import PruningConfig
-from vllm_dpp.pruning.dpp.kernel import Objective
+from vllm_dpp.pruning.dpp.objective import Objective
 from vllm_dpp.pruning.rows import rows_per_cast, unit_rows
 from vllm_dpp.pruning.rules.dpp import segmented, select_in
 from vllm_dpp.pruning.rules.rule import Means

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from vllm_dpp.pruning.budget import share_by_length, share_by_weight
 from vllm_dpp.pruning.config import PruningConfig
-from vllm_dpp.pruning.dpp.kernel import PLAIN, Objective
 from vllm_dpp.pruning.dpp.low_rank import project
 from vllm_dpp.pruning.dpp.mass import relevance_mass, spectral_mass
+from vllm_dpp.pruning.dpp.objective import PLAIN, Objective
 from vllm_dpp.pruning.dpp.select import SegmentedTokens, select
 from vllm_dpp.pruning.dpp.sharded import select_sharded
 from vllm_dpp.pruning.relevance import normalize_relevance
