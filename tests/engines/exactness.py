@@ -53,16 +53,23 @@ def check_chats(
                 for chat, _, ratio in asked
             ]
         )
+        recorded: dict[str, list[dict[str, Any]]] = {}
+        for chat, name, ratio in asked:  # before any is judged: what one chose others may share
+            request = name_of(chat + again, ratio)
+            if list(records.glob(f"{request}-*.kept.json")):
+                recorded[request] = host.call("record", str(records), request)
+                kept = {video["start"]: video.get("keep") for video in recorded[request]}
+                judge.keep(name, ratio, settings.split_layer, settings, block_size, kept)
         for chat, name, ratio in asked:
-            keep = judge.keep(name, ratio, settings.split_layer, settings, block_size)
             request, videos = name_of(chat + again, ratio), judge.prompts[name].videos
+            keep = judge.keep(name, ratio, settings.split_layer, settings, block_size)
             answer = traffic.answers[request]
             found = judge.difference(answer, name, settings.split_layer, keep)
             assert found <= TOLERANCE, (chat, ratio)
             lost = [len(kept) < video.length for video, kept in zip(videos, keep, strict=True)]
             pruned += sum(lost)
-            if list(records.glob(f"{request}-*.kept.json")):
-                check_record(host.call("record", str(records), request), videos, keep)
+            if request in recorded:
+                check_record(recorded[request], videos, keep)
             else:  # nothing was selected, or all of it came from the cache
                 all_enter = all(video.entered is None for video in videos)
                 assert block_size or (all_enter and not any(lost)), (chat, ratio)

@@ -1,5 +1,6 @@
 """Compares an engine's answers with the transformers reference."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from tests.reference.chats import CHATS
 from tests.reference.plan import plan_pieces
 from tests.reference.prompt import Messages, Prompt
 from tests.reference.reference import Reference, ReferenceResult
+from vllm_dpp.bench.pruner.judge import NEAR_TIE, largest_shortfall
 from vllm_dpp.pruning import PruningConfig, VideoTokens, naive_keep_indices
+from vllm_dpp.pruning.naive import naive_kernels
 
 TOLERANCE = 1e-4
 """Largest difference of a log-probability, over the whole vocabulary, in float32."""
@@ -33,6 +36,7 @@ class Judge:
         for name, messages in CHATS.items():
             self.add(name, messages)
         self._chosen: dict[Any, ReferenceResult] = {}
+        self._nearly: dict[tuple[int, ...], list[int]] = {}
         self._logprobs: dict[Any, np.ndarray] = {}
 
     def add(self, name: str, messages: Messages) -> None:
@@ -58,8 +62,20 @@ class Judge:
         prune_layer: int,
         settings: PruningConfig,
         block_size: int | None = None,
+        recorded: Mapping[int, list[int] | None] | None = None,
     ) -> list[list[int]]:
-        """The reference's kept indices of each video of a chat."""
+        """The reference's kept indices of each video of a chat.
+
+        Args:
+            chat: Its name.
+            ratio: What is kept, of what enters.
+            prune_layer: K.
+            settings: How it is chosen.
+            block_size: Of an engine that caches prefixes.
+            recorded: By the start of a video what an engine kept. Its features are rounded
+                otherwise, so what is greedy's own but for near-ties is taken for the reference's,
+                from then on and in every chat.
+        """
         key = (chat, ratio, prune_layer, settings, block_size)
         if key not in self._chosen:
             with torch.inference_mode():
@@ -71,7 +87,12 @@ class Judge:
                     block_size=block_size,
                     settings=settings,
                 )
-        return self._chosen[key].keep
+        chosen = self._chosen[key]
+        for number, (plan, own) in enumerate(zip(chosen.plans, chosen.keep, strict=True)):
+            theirs = (recorded or {}).get(plan.start)
+            if theirs not in (None, own) and _nearly_ties(chosen, number, theirs, settings):
+                self._nearly[tuple(own)] = theirs
+        return [self._nearly.get(tuple(own), own) for own in chosen.keep]
 
     def pieces(
         self, chat: str, ratio: float, prune_layer: int, length: int, block_size: int | None
@@ -114,3 +135,20 @@ class Judge:
         if answer.logprobs is None:
             return 0.0
         return float(np.abs(answer.logprobs - expected).max())
+
+
+def _nearly_ties(
+    result: ReferenceResult, number: int, theirs: list[int], settings: PruningConfig
+) -> bool:
+    """Whether greedy MAP may keep ``theirs`` of a video, as many of each segment as it kept."""
+    plan, own, kept = result.plans[number], set(result.keep[number]), set(theirs)
+    beyond = plan.num_tail + plan.num_missing
+    evidence = result.features[number], result.raw_relevance[number]
+    video = VideoTokens(*evidence, plan.num_kept - plan.num_tail, plan.num_slices, beyond)
+    for segment, _, kernel in naive_kernels(video, settings):
+        places = {place for place, token in enumerate(segment) if token in kept}
+        if len(places) != len(own.intersection(segment)):
+            return False
+        if places and largest_shortfall(kernel, places) >= NEAR_TIE:
+            return False
+    return True

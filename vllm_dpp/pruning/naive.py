@@ -75,7 +75,14 @@ def naive_keep_indices(videos: Sequence["VideoTokens"], config: "PruningConfig")
     return [_keep_video(video, config) for video in videos]
 
 
-def _keep_video(video: "VideoTokens", config: "PruningConfig") -> list[int]:
+def naive_kernels(
+    video: "VideoTokens", config: "PruningConfig"
+) -> list[tuple[list[int], list[float], Tensor]]:
+    """What greedy MAP reads: each segment's n tokens, their quality, and [n, n] float64 kernel.
+
+    Raises:
+        ValueError: the rule is neither "dpp" nor "change".
+    """
     if config.rule not in ("dpp", "change"):
         raise ValueError(f"the reference knows the rules 'dpp' and 'change', got {config.rule!r}")
     features = video.features.double()
@@ -84,21 +91,28 @@ def _keep_video(video: "VideoTokens", config: "PruningConfig") -> list[int]:
         quality, mix = change_quality(features, tokens_per_slice).tolist(), mixed
     else:
         quality, mix = _relevance(video, config), plain
-    segments = _segments(features, tokens_per_slice, video.num_slices, config)
+    found = []
+    for segment in _segments(features, tokens_per_slice, video.num_slices, config):
+        own = [quality[i] for i in segment]
+        found.append((segment, own, _kernel(features[segment], own, mix)))
+    return found
+
+
+def _keep_video(video: "VideoTokens", config: "PruningConfig") -> list[int]:
+    segments, qualities, kernels = zip(*naive_kernels(video, config), strict=True)
     lengths = [len(segment) for segment in segments]
-    kernels = [_kernel(features[s], [quality[i] for i in s], mix) for s in segments]
     weights = [float(length) for length in lengths]
     if config.budget == "relevance":
-        weights = [math.fsum(quality[i] for i in segment) for segment in segments]
+        weights = [math.fsum(quality) for quality in qualities]
     elif config.budget == "spectrum":
         weights = [_spectral_mass(kernel) for kernel in kernels]
     keep: list[int] = []
     budgets = naive_shares(video.num_kept, weights, lengths)
-    for segment, kernel, budget in zip(segments, kernels, budgets, strict=True):
+    for segment, quality, kernel, budget in zip(segments, qualities, kernels, budgets, strict=True):
         if config.rule == "change":  # what adds next to nothing is taken in order of time
             chosen = naive_greedy_map(kernel, budget, [0.0] * len(segment), 0.005)
         else:
-            chosen = naive_greedy_map(kernel, budget, [quality[i] for i in segment])
+            chosen = naive_greedy_map(kernel, budget, quality)
         keep.extend(segment[i] for i in chosen)
     return sorted(keep)
 
