@@ -141,7 +141,9 @@ def _own_args(engine: Engine, records: str) -> dict[str, Any]:
         }
     if engine.evs_share < 1:
         rate = round(1 - engine.evs_share, 6)
-        return {"video_pruning_rate": rate, "video_pruning_method": "evs"}
+        # In chunks of one video stock vLLM's engine may end: IndexError in recompute_mrope_positions.
+        whole = {"disable_chunked_mm_input": True}
+        return {"video_pruning_rate": rate, "video_pruning_method": "evs", **whole}
     return {}
 
 
