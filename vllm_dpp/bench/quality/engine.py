@@ -141,7 +141,7 @@ def _own_args(engine: Engine, records: str) -> dict[str, Any]:
         }
     if engine.evs_share < 1:
         rate = round(1 - engine.evs_share, 6)
-        # A chunk that ends at <|vision_start|> ends stock vLLM's engine, in recompute_mrope_positions.
+        # A chunk that ends at <|vision_start|> ends stock vLLM (recompute_mrope_positions).
         whole = {"enable_chunked_prefill": False}
         return {"video_pruning_rate": rate, "video_pruning_method": "evs", **whole}
     return {}
