@@ -26,6 +26,13 @@ ALL_CONFIGS = [
     for segment_by in ("slices", "count", "scene", "one")
     for budget in ("length", "relevance", "spectrum")
 ]
+ALL_CONFIGS += [
+    PruningConfig(
+        rule=rule, segment_by=segment_by, budget="gains", slices_per_segment=3, num_segments=3
+    )
+    for segment_by in ("slices", "count", "scene", "one")
+    for rule in ("dpp", "change")
+]
 # Fewer slices than asked for make a segment, and parts of one.
 ALL_CONFIGS += [
     PruningConfig(max_segment_tokens=most, budget=budget)

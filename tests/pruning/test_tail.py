@@ -80,7 +80,7 @@ def test_a_bound_on_the_longest_scene_holds(config):
         assert max(segments.read_lengths()) <= segments.longest <= 40 - num_tail
 
 
-@pytest.mark.parametrize("budget", ["length", "relevance", "spectrum"])
+@pytest.mark.parametrize("budget", ["length", "relevance", "spectrum", "gains"])
 @pytest.mark.parametrize("segment_by", ["slices", "scene", "one"])
 def test_a_tail_of_whole_slices_is_as_a_shorter_video(segment_by, budget):
     config = PruningConfig(segment_by=segment_by, budget=budget, slices_per_segment=2)

@@ -17,6 +17,7 @@ CONFIGS = [
     PruningConfig(segment_by="scene", num_segments=3),
     PruningConfig(segment_by="one"),
     PruningConfig(slices_per_segment=2, budget="spectrum"),
+    PruningConfig(slices_per_segment=2, budget="gains"),
     PruningConfig(slices_per_segment=3, projection_dim=64),
     PruningConfig(slices_per_segment=1, max_kernel_bytes=1 << 17),
 ]

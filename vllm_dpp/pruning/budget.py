@@ -5,6 +5,7 @@ Everything that must agree on the number of kept tokens calls `num_kept`.
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from vllm_dpp.pruning.checks import require_integer, require_ratio
 _SMALLEST_WEIGHT = 1e-12
 # Remainders are compared at this resolution, so that rounding never decides a tie.
 _REMAINDERS_PER_TOKEN = 1e6
+_PART = 8  # of a segment, see `most_by_gains`
+_Integers = TypeVar("_Integers", int, Tensor)
 
 
 def num_kept(num_tokens: int, retention_ratio: float) -> int:
@@ -97,6 +100,28 @@ def share_by_weight(total: int, weights: Tensor, lengths: Tensor) -> Tensor:
     if lengths.numel() == 0:
         return lengths.clone()
     return _round_shares(total, _fractional_shares(total, weights, lengths))
+
+
+def most_by_gains(total: int, shares: Tensor, lengths: Tensor) -> Tensor:
+    """Most tokens of each segment where those of the largest gains are kept of a video.
+
+    Its share and an eighth of its tokens more: without a bound every segment would have to be
+    ordered to its end, and the time of that grows with the square of the steps.
+
+    Args:
+        total: tokens to keep.
+        shares: [S] int64, of `total` by length.
+        lengths: [S] int64, tokens of each segment.
+
+    Returns:
+        [S] int64, each at most the length and `total`.
+    """
+    return (shares + more_by_gains(lengths)).minimum(lengths).clamp(max=total)
+
+
+def more_by_gains(length: _Integers) -> _Integers:
+    """Tokens above its share that a segment of so many may keep by gains."""
+    return (length + _PART - 1) // _PART
 
 
 def _fractional_shares(total: int, weights: Tensor, lengths: Tensor) -> Tensor:

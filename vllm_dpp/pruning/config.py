@@ -14,7 +14,7 @@ from vllm_dpp.pruning.checks import (
 SegmentBy = Literal["slices", "count", "scene", "one"]
 RelevanceSource = Literal["question", "none"]
 RelevanceSign = Literal["positive", "negative"]
-BudgetRule = Literal["length", "relevance", "spectrum"]
+BudgetRule = Literal["length", "relevance", "spectrum", "gains"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,8 @@ class PruningConfig:
         relevance_floor: lower end of the softened relevance, in [0, 1]: 0 uses the min-max
             normalised relevance as it is, 1 ignores relevance.
         budget: how the kept tokens are shared among segments: by "length", by the sum of
-            "relevance" in each, or by "spectrum", which is how many distinct directions each holds.
+            "relevance" in each, by "spectrum", which is how many distinct directions each holds, or
+            by "gains": the tokens of the largest marginal gains of the whole video are kept.
         projection_dim: measure similarity after a random projection to this many dimensions, at
             least 1: faster for long segments, but approximate. None is exact.
         max_kernel_bytes: bound on the float32 kernels held at once, at least 1; a segment of n

@@ -51,19 +51,31 @@ def naive_greedy_map(
     n = len(kernel)
     if not 0 <= k <= n:
         raise ValueError(f"k must be in [0, {n}], got {k}")
+    selected = [token for token, _ in _greedy_steps(kernel, k, least_gain)]
+    return _filled(selected, k, relevance)
+
+
+def _greedy_steps(kernel: Tensor, k: int, least_gain: float) -> list[tuple[int, float]]:
+    """Up to `k` tokens and their gains."""
     rest = kernel.double().clone()
     largest = max(rest.diagonal().tolist(), default=0.0)
-    selected: list[int] = []
-    while len(selected) < k:
+    steps: dict[int, float] = {}
+    while len(steps) < k:
         gains = rest.diagonal().tolist()
-        best = _best([i for i in range(n) if i not in selected], gains, _TIE * largest)
+        best = _best([i for i in range(len(kernel)) if i not in steps], gains, _TIE * largest)
         if gains[best] <= least_gain * largest:
             break
-        selected.append(best)
+        steps[best] = gains[best]
         rest = rest - torch.outer(rest[:, best], rest[best, :]) / rest[best, best]
-    while len(selected) < k:
-        selected.append(_best([i for i in range(n) if i not in selected], relevance))
-    return selected
+    return list(steps.items())
+
+
+def _filled(selected: list[int], k: int, worth: Sequence[float]) -> list[int]:
+    """`k` tokens: those selected, then others of the largest worth."""
+    filled = list(selected)
+    while len(filled) < k:
+        filled.append(_best([i for i in range(len(worth)) if i not in filled], worth))
+    return filled
 
 
 def naive_keep_indices(videos: Sequence["VideoTokens"], config: "PruningConfig") -> list[list[int]]:
@@ -106,15 +118,40 @@ def _keep_video(video: "VideoTokens", config: "PruningConfig") -> list[int]:
         weights = [math.fsum(quality) for quality in qualities]
     elif config.budget == "spectrum":
         weights = [_spectral_mass(kernel) for kernel in kernels]
-    keep: list[int] = []
     budgets = naive_shares(video.num_kept, weights, lengths)
+    least_gain = RANK_TOLERANCE
+    if config.rule == "change":  # what adds next to nothing is taken in order of time
+        qualities, least_gain = tuple([0.0] * length for length in lengths), 0.005
+    if config.budget == "gains":
+        most = [
+            min(video.num_kept, length, budget + math.ceil(length / 8))
+            for length, budget in zip(lengths, budgets, strict=True)
+        ]
+        steps = [_greedy_steps(*each, least_gain) for each in zip(kernels, most, strict=True)]
+        of_all = _largest_gains(steps, video.num_kept)
+        chosen = [segments[segment][token] for segment, token in of_all]
+        worth = [value for quality in qualities for value in quality]
+        return sorted(_filled(chosen, video.num_kept, worth))
+    keep: list[int] = []
     for segment, quality, kernel, budget in zip(segments, qualities, kernels, budgets, strict=True):
-        if config.rule == "change":  # what adds next to nothing is taken in order of time
-            chosen = naive_greedy_map(kernel, budget, [0.0] * len(segment), 0.005)
-        else:
-            chosen = naive_greedy_map(kernel, budget, quality)
-        keep.extend(segment[i] for i in chosen)
+        keep += [segment[i] for i in naive_greedy_map(kernel, budget, quality, least_gain)]
     return sorted(keep)
+
+
+def _largest_gains(
+    steps: Sequence[Sequence[tuple[int, float]]], total: int
+) -> list[tuple[int, int]]:
+    """Segment and token of up to `total` steps, the largest gain of all segments first."""
+    largest = max((gain for own in steps for _, gain in own), default=0.0)
+    taken = [0] * len(steps)
+    chosen: list[tuple[int, int]] = []
+    while len(chosen) < min(total, sum(map(len, steps))):
+        left = [s for s in range(len(steps)) if taken[s] < len(steps[s])]
+        gains = {s: steps[s][taken[s]][1] for s in left}
+        best = _best(left, gains, _TIE * largest)
+        chosen.append((best, steps[best][taken[best]][0]))
+        taken[best] += 1
+    return chosen
 
 
 def naive_shares(total: int, weights: Sequence[float], lengths: Sequence[int]) -> list[int]:
@@ -154,7 +191,9 @@ def _fill_up(
     return shares
 
 
-def _best(candidates: Sequence[int], values: Sequence[float], tie: float = 0.0) -> int:
+def _best(
+    candidates: Sequence[int], values: Sequence[float] | dict[int, float], tie: float = 0.0
+) -> int:
     """The first of `candidates` whose value is within `tie` of the largest."""
     largest = max(values[i] for i in candidates)
     return next(i for i in candidates if values[i] >= largest - tie)

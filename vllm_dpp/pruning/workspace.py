@@ -75,7 +75,8 @@ def workspace_bytes(
         _scenes(video, config),
         _projection(features, config),
         _masses(problem, config, device),
-        select(problem, bound, device),
+        select(problem, bound, device) + _steps(problem),
+        _steps(problem) + _gains(problem),
         _indices(num_tokens),
     )
     return held + max(one_after_the_other)
@@ -176,6 +177,19 @@ def _compiled(problem: SegmentedTokens, max_kernel_bytes: int, device: torch.dev
     with_rows = _FLOAT * n * (count * n + threads * k)
     steps = count * 48 * n + num_tokens + len(problem.segments) * 16 * k
     return max(kernels + _mixing(problem), with_rows) + steps
+
+
+def _steps(problem: SegmentedTokens) -> int:
+    """Of all segments: tokens and gains."""
+    return (_INDEX + _FLOAT) * len(problem.segments) * problem.max_budget
+
+
+def _gains(problem: SegmentedTokens) -> int:
+    """Of `keep_largest_gains`: places and gains, sorted, and the rest that is filled up."""
+    if problem.total is None:
+        return 0
+    num_steps = len(problem.segments) * problem.max_budget
+    return 5 * _INDEX * num_steps + 6 * _INDEX * len(problem.features)
 
 
 def _mixing(problem: SegmentedTokens) -> int:

@@ -261,11 +261,11 @@ class ServingSettings(PruningConfig):
 
     @property
     def entry_config(self) -> PruningConfig:
-        """How to select what enters: in the same segments, whose budgets follow their change."""
+        """How to select what enters: in the same segments, what is largest in gain of all."""
         return PruningConfig(
             rule=self.entry_rule,
             relevance="none",
-            budget="relevance",
+            budget="gains",
             segment_by=self.segment_by,
             slices_per_segment=self.slices_per_segment,
             max_segment_tokens=self.max_segment_tokens,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vllm_dpp.pruning.checks import require_choice
 from vllm_dpp.pruning.dpp import compiled, fused
+from vllm_dpp.pruning.dpp.gains import keep_largest_gains
 from vllm_dpp.pruning.dpp.greedy_map import Selection, greedy_map
 from vllm_dpp.pruning.dpp.kernel import conditioned_kernel, segment_kernels
 from vllm_dpp.pruning.dpp.objective import PLAIN, Objective
@@ -38,6 +39,8 @@ class SegmentedTokens:
         budgets: [S] int64 tokens to keep, each at most the tokens of its segment.
         max_budget: at least the largest budget.
         objective: in what the rule differs from the plain DPP.
+        total: tokens to keep of all segments, those of the largest gains; the budgets are the most
+            of each then. None where every segment keeps its budget.
     """
 
     features: Tensor
@@ -46,6 +49,7 @@ class SegmentedTokens:
     budgets: Tensor
     max_budget: int
     objective: Objective = PLAIN
+    total: int | None = None
 
 
 class Selected(NamedTuple):
@@ -104,7 +108,7 @@ def warm_up(device: torch.device, dim: int, dtype: torch.dtype) -> None:
 def select(
     videos: Sequence[SegmentedTokens], max_kernel_bytes: int, backend: Backend | None = None
 ) -> list[Selected]:
-    """Select exactly the budget of every segment; a video's result is its own alone.
+    """Select the budget of every segment, or the total; a video's result is its own alone.
 
     Args:
         videos: on one device.
@@ -128,14 +132,30 @@ def select(
     results: dict[int, Selected] = {}
     for way in dict.fromkeys(ways):
         chosen = [i for i, other in enumerate(ways) if other == way]
-        selected = _select_by(way, [videos[i] for i in chosen], max_kernel_bytes)
-        results.update(zip(chosen, selected, strict=True))
+        selections = _select_by(way, [videos[i] for i in chosen], max_kernel_bytes)
+        for i, selection in zip(chosen, selections, strict=True):
+            results[i] = _selected(videos[i], selection)
     return [results[i] for i in range(len(videos))]
+
+
+def _selected(video: SegmentedTokens, selection: Selection) -> Selected:
+    """What is kept in the end of a video whose segments have chosen."""
+    keep = selection.keep
+    if video.total is not None:
+        keep = keep_largest_gains(
+            selection,
+            video.segments.offsets,
+            video.relevance,
+            video.total,
+            rest_in_order=video.objective.rest_in_order,
+        )
+    return Selected(keep, (selection.order[:, :1] >= 0).any(dim=1))
 
 
 def _select_by(
     backend: Backend, videos: Sequence[SegmentedTokens], max_kernel_bytes: int
-) -> list[Selected]:
+) -> list[Selection]:
+    """Per video `keep` [N], `order` and `gains` [S, its `max_budget` at least]."""
     if backend == "fused":
         return _select_fused(videos, max_kernel_bytes)
     select_one = _select_compiled if backend == "compiled" else _select_torch
@@ -171,7 +191,7 @@ def _require_available(backend: Backend, device: torch.device) -> None:
         )
 
 
-def _select_fused(videos: Sequence[SegmentedTokens], max_kernel_bytes: int) -> list[Selected]:
+def _select_fused(videos: Sequence[SegmentedTokens], max_kernel_bytes: int) -> list[Selection]:
     """All videos at once, if their features are alike."""
     if len({(v.features.shape[1], v.features.dtype, v.objective) for v in videos}) > 1:
         return [kept for video in videos for kept in _select_fused([video], max_kernel_bytes)]
@@ -187,9 +207,10 @@ def _select_fused(videos: Sequence[SegmentedTokens], max_kernel_bytes: int) -> l
         objective=together.objective,
         max_kernel_bytes=max_kernel_bytes,
     )
+    counts = [len(video.segments) for video in videos]
     keeps = torch.split(selection.keep, [len(video.features) for video in videos])
-    began = torch.split(_began(selection), [len(video.segments) for video in videos])
-    return [Selected(*each) for each in zip(keeps, began, strict=True)]
+    steps = torch.split(selection.order, counts), torch.split(selection.gains, counts)
+    return [Selection(*each) for each in zip(keeps, *steps, strict=True)]
 
 
 def _concatenated(videos: Sequence[SegmentedTokens]) -> SegmentedTokens:
@@ -209,11 +230,10 @@ def _concatenated(videos: Sequence[SegmentedTokens]) -> SegmentedTokens:
     )
 
 
-def _select_torch(video: SegmentedTokens, max_kernel_bytes: int) -> Selected:
+def _select_torch(video: SegmentedTokens, max_kernel_bytes: int) -> Selection:
     num_tokens, dim = video.features.shape
     # One more than there are tokens: padding is written there.
-    keep = video.features.new_zeros(num_tokens + 1, dtype=torch.bool)
-    began = []
+    whole = _nothing(video, num_tokens + 1)
     for batch, padded in padded_batches(video.segments, num_tokens, max_kernel_bytes):
         relevance = padded.pad(video.relevance)
         selection = greedy_map(
@@ -225,21 +245,21 @@ def _select_torch(video: SegmentedTokens, max_kernel_bytes: int) -> Selected:
             video.objective,
         )
         places = padded.positions.where(padded.valid, num_tokens)
-        keep.scatter_(0, places.flatten(), selection.keep.flatten())
-        began.append(_began(selection))
-    return Selected(keep[:-1], torch.cat(began))
+        whole.keep.scatter_(0, places.flatten(), selection.keep.flatten())
+        _put_steps(whole, batch, selection)
+    return whole._replace(keep=whole.keep[:-1])
 
 
-def _select_compiled(video: SegmentedTokens, max_kernel_bytes: int) -> Selected:
-    keep = video.features.new_zeros(len(video.features), dtype=torch.bool)
-    began = video.features.new_zeros(len(video.segments), dtype=torch.bool)
+def _select_compiled(video: SegmentedTokens, max_kernel_bytes: int) -> Selection:
+    whole = _nothing(video, len(video.features))
     for batch, tokens in _runs(video.segments.read_lengths(), max_kernel_bytes):
         budgets = video.budgets[batch]
         relevance = video.relevance[tokens].reshape(len(budgets), -1)
         features = video.features[tokens].reshape(*relevance.shape, -1)
         selection = _select_equal(features, relevance, budgets, video.objective)
-        keep[tokens], began[batch] = selection.keep.flatten(), _began(selection)
-    return Selected(keep, began)
+        whole.keep[tokens] = selection.keep.flatten()
+        _put_steps(whole, batch, selection)
+    return whole
 
 
 def _select_equal(
@@ -250,9 +270,19 @@ def _select_equal(
     return compiled.greedy_map_compiled(kernel, relevance, budgets, objective)
 
 
-def _began(selection: Selection) -> Tensor:
-    """[S] bool, whether a segment took a first step."""
-    return (selection.order[:, :1] >= 0).any(dim=1)
+def _nothing(video: SegmentedTokens, num_tokens: int) -> Selection:
+    """Of all segments, to be filled in: nothing kept, and no step taken."""
+    keep = video.features.new_zeros(num_tokens, dtype=torch.bool)
+    steps = len(video.segments), video.max_budget
+    order = keep.new_full(steps, -1, dtype=torch.int64)
+    return Selection(keep, order, keep.new_zeros(steps, dtype=torch.float32))
+
+
+def _put_steps(whole: Selection, batch: slice, selection: Selection) -> None:
+    """The steps of some segments, of which there may be fewer than of others."""
+    width = selection.order.shape[1]
+    whole.order[batch, :width] = selection.order
+    whole.gains[batch, :width] = selection.gains
 
 
 def _runs(lengths: Sequence[int], max_kernel_bytes: int) -> Iterator[tuple[slice, slice]]:

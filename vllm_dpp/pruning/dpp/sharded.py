@@ -21,7 +21,8 @@ def select_sharded(
     """Select exactly the budget of every segment, on all ranks of `group` together.
 
     Every rank must call this with the same tokens, up to rounding; the budgets are rank 0's.
-    Segments whose lengths only the device knows are not shared out: all are rank 0's then.
+    Segments whose lengths only the device knows are not shared out, nor those of which the largest
+    gains are kept: all are rank 0's then.
 
     Args:
         video: the tokens, all of them on each rank.
@@ -36,7 +37,7 @@ def select_sharded(
     dist.broadcast(budgets, group=group, group_src=0)
     rank, num_ranks = dist.get_rank(group), dist.get_world_size(group)
     lengths = video.segments.lengths
-    if lengths is None:
+    if lengths is None or video.total is not None:
         whole = select([video], max_kernel_bytes, backend)[0].keep
         dist.broadcast(whole, group=group, group_src=0)
         return whole

@@ -9,7 +9,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vllm_dpp.pruning.budget import share_by_length, share_by_weight
+from vllm_dpp.pruning.budget import (
+    more_by_gains,
+    most_by_gains,
+    share_by_length,
+    share_by_weight,
+)
 from vllm_dpp.pruning.config import PruningConfig
 from vllm_dpp.pruning.dpp.low_rank import project
 from vllm_dpp.pruning.dpp.mass import relevance_mass, spectral_mass
@@ -74,13 +79,18 @@ def segmented(
     if config.projection_dim is not None:
         features = project(features, config.projection_dim)
     max_budget = min(video.num_kept, segments.longest)
-    if config.budget == "length" and segments.lengths is not None:
+    if config.budget in ("length", "gains") and segments.lengths is not None:
         shares = share_by_length(video.num_kept, segments.lengths)
         budgets, max_budget = to_device(shares, features.device), max(shares)
     else:
         weights = _budget_weights(features, quality, segments, config, objective.quartic)
         budgets = share_by_weight(video.num_kept, weights, segments.device_lengths)
-    return SegmentedTokens(features, quality, segments, budgets, max_budget, objective)
+    total = None
+    if config.budget == "gains":
+        total = video.num_kept
+        budgets = most_by_gains(total, budgets, segments.device_lengths)
+        max_budget = min(total, segments.longest, max_budget + more_by_gains(segments.longest))
+    return SegmentedTokens(features, quality, segments, budgets, max_budget, objective, total)
 
 
 def relevance_of(video: VideoTokens, config: PruningConfig) -> Tensor:
@@ -108,7 +118,7 @@ def _budget_weights(
     quartic: float,
 ) -> Tensor:
     """[S] float64, by which the budget is shared."""
-    if config.budget == "length":
+    if config.budget in ("length", "gains"):
         return segments.device_lengths.double()
     if config.budget == "relevance":
         return relevance_mass(quality, segments)
