@@ -7,9 +7,7 @@ moving cameras, pass through the vision encoder of a trained model, and each way
 to the selection from the whole: by the things of the video that a kept token shows, and by the
 log-determinant of what is kept.
 
-Ways of sharing: those of the setting `budget` (``relevance`` is the mass of change here), and
-``gains``: greedy in every segment as far as it goes, then the largest gains of all. That is the
-greedy selection from the whole video if tokens of different segments were never alike.
+Ways of sharing: those of the setting `budget`; ``relevance`` is the mass of change here.
 """
 
 import argparse
@@ -30,7 +28,6 @@ from vllm_dpp.bench.summary import table
 from vllm_dpp.pruning import PruningConfig, keep_indices
 from vllm_dpp.pruning.budget import num_kept
 from vllm_dpp.pruning.config import BudgetRule
-from vllm_dpp.pruning.dpp.greedy_map import greedy_map
 from vllm_dpp.pruning.dpp.kernel import conditioned_kernel
 from vllm_dpp.pruning.rules.change import OBJECTIVE, change, quality
 from vllm_dpp.pruning.video import VideoTokens
@@ -39,11 +36,11 @@ from vllm_dpp.quality.camera import CAMERAS
 from vllm_dpp.quality.labels import NO_SHAPE, label_cells
 from vllm_dpp.quality.model import TRAINED, load_model
 from vllm_dpp.quality.render import render
-from vllm_dpp.quality.scene import NUM_CELLS, SceneSpec, make_scene
+from vllm_dpp.quality.scene import SceneSpec, make_scene
 
 MODULE = "vllm_dpp.bench.share_out"
-WHOLE, GAINS = "whole video", "gains"
-WAYS = (*get_args(BudgetRule), GAINS, WHOLE)
+WHOLE = "whole video"
+WAYS = (*get_args(BudgetRule), WHOLE)
 FIRST_SEED = 500_000
 """Of the shots: held out, and of no other test set."""
 
@@ -147,8 +144,6 @@ def _measure(videos: Sequence[LongVideo], slices: int, share: float) -> dict[str
 def _keep(video: LongVideo, way: str, slices: int, share: float) -> Tensor:
     """[num_kept] int64, ascending."""
     count = num_kept(len(video.features), share)
-    if way == GAINS:
-        return _keep_by_gains(video, slices, count)
     config = PruningConfig(
         rule="change", relevance="none", slices_per_segment=slices, max_segment_tokens=None
     )
@@ -158,22 +153,6 @@ def _keep(video: LongVideo, way: str, slices: int, share: float) -> Tensor:
         else PruningConfig.from_mapping({**vars(config), "budget": way})
     )
     return keep_indices([_tokens(video, count)], config)[0]
-
-
-def _keep_by_gains(video: LongVideo, slices: int, count: int) -> Tensor:
-    length = slices * NUM_CELLS
-    worth, picked, gains = quality(change(_tokens(video, count))), [], []
-    for start in range(0, len(video.features), length):
-        part = slice(start, start + length)
-        kernel = conditioned_kernel(video.features[part], worth[part], OBJECTIVE.quartic)
-        num = len(kernel)
-        all_of_it = torch.ones(1, num, dtype=torch.bool)
-        steps = greedy_map(kernel[None], worth[None, part], all_of_it, torch.tensor([num]), num)
-        taken = steps.order[0] >= 0
-        picked.append(steps.order[0, taken] + start)
-        gains.append(steps.gains[0, taken])
-    order = torch.cat(gains).argsort(descending=True, stable=True)[:count]
-    return torch.cat(picked)[order].sort().values
 
 
 def _tokens(video: LongVideo, count: int) -> VideoTokens:
