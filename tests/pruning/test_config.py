@@ -45,7 +45,7 @@ def test_frozen_and_keyword_only():
         ("relevance_floor", math.inf, r"relevance_floor must be a number in \[0, 1\], got inf"),
         ("projection_dim", 0, r"projection_dim must be an integer >= 1, got 0"),
         ("max_kernel_bytes", 0.5, r"max_kernel_bytes must be an integer >= 1, got 0\.5"),
-        ("budget", "", r"budget must be one of 'length', 'relevance', 'spectrum', got ''"),
+        ("budget", "", r"budget must be one of 'length', 'relevance', 'spectrum', 'gains', got ''"),
     ],
 )
 def test_bad_values(field, value, message):

@@ -1,8 +1,8 @@
 """One selection of a video whose segments were ordered each for itself: the largest gains of all.
 
 It is greedy MAP of the whole video as if tokens of different segments were never alike: gains of a
-segment never rise, so the first steps of each are taken, and a segment of which nothing is new gets
-few. (vLLM's unit of memory is the video: which of its segments keep how many is free.)
+segment never rise, so the first steps of each are taken, and a segment in which nothing is new gets
+few.
 """
 
 import torch
