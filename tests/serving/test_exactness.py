@@ -27,8 +27,14 @@ CACHING = {"enable_prefix_caching": True, "async_scheduling": True}
 RATIOS = (1.0, 0.5, 0.25, 0.1)
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "K0-one-segment": ({"prune_layer": 0, "segment_by": "one"}, {}),
-    "K1-two-segments-no-relevance-async": (
-        {"prune_layer": 1, "segment_by": "count", "num_segments": 2, "relevance": "none"},
+    "K1-two-segments-no-relevance-gains-async": (
+        {
+            "prune_layer": 1,
+            "segment_by": "count",
+            "num_segments": 2,
+            "relevance": "none",
+            "budget": "gains",
+        },
         {"async_scheduling": True},
     ),
     "K2-segment-per-slice-caching": (
