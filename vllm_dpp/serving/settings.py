@@ -261,7 +261,7 @@ class ServingSettings(PruningConfig):
 
     @property
     def entry_config(self) -> PruningConfig:
-        """How to select what enters: in the same segments, what is largest in gain of all."""
+        """How to select what enters: in the same segments, which share out by gains."""
         return PruningConfig(
             rule=self.entry_rule,
             relevance="none",
