@@ -1,9 +1,9 @@
 """What the plugin's bookkeeping costs on the host, as requests and prompts grow.
 
-``vllm-dpp bench growth`` times the steps of an engine of the demo's model with N requests that
-decode after a pruned video, in stock vLLM and with the plugin: scheduling, taking in the results,
-and laying out the step on the worker. Then what a prompt costs once, when its request arrives:
-vLLM's hashing of its blocks, and the plan and the names of the compact blocks.
+``vllm-dpp bench growth`` times an engine's own steps with N requests that decode after a pruned
+video, in stock vLLM and with the plugin: scheduling, taking in the results, and laying out the step
+on the worker. Then what a prompt costs once, when its request arrives: vLLM's hashing of its
+blocks, and the plan and the names of the compact blocks.
 """
 
 import argparse
@@ -119,53 +119,53 @@ def median_of(rounds: Sequence[Steps]) -> Steps:
 
 
 def steps_of(arm: str, running: Sequence[int]) -> Steps:
-    """Times an engine's steps, of the model that ``make demo`` serves."""
+    """Times an engine's steps."""
     from vllm import LLM, SamplingParams
 
     from vllm_dpp.bench.throughput.arms import Model, parse_arm
     from vllm_dpp.bench.throughput.workload import Workload
-    from vllm_dpp.quality.model import TRAINED
+    from vllm_dpp.toy.checkpoint import TINY, make_checkpoint
 
-    config = json.loads((TRAINED / "config.json").read_text())
-    model = Model(config["architectures"][0], config["text_config"]["num_hidden_layers"])
+    model = Model("Qwen2_5_VLForConditionalGeneration", TINY.num_layers)
     more = parse_arm(arm, model, retention_ratio=0.25, prune_layer=None).engine_args
-    llm = LLM(
-        str(TRAINED),
-        dtype="float32",
-        enforce_eager=True,
-        max_model_len=1024,
-        max_num_seqs=max(running),
-        kv_cache_memory_bytes=3 * 2**30,
-        **more,
-    )
-    engine = llm.llm_engine
-    core = engine.engine_core.engine_core
-    methods = {
-        "schedule": (core.scheduler, "schedule"),
-        "update": (core.scheduler, "update_from_output"),
-        "step": (engine, "step"),
-    }
-    if arm != "stock":
-        loaded = core.model_executor.driver_worker.worker.model_runner.get_model()
-        methods["layout"] = (loaded.pruning, "prepare_step")
-    timer = Timer(methods)
-    found = {}
-    for number in running:
-        work = Workload(number, 8, 112, 112, output_tokens=512, seed=number)
-        params = SamplingParams(max_tokens=512, ignore_eos=True, detokenize=False)
-        names = [f"{number}-{i}" for i in range(number)]
-        for name, prompt in zip(names, work.prompts(llm.get_tokenizer()), strict=True):
-            engine.add_request(name, prompt, params)
-        while any(not request.num_output_tokens for request in _live(core, number)):
+    with tempfile.TemporaryDirectory() as folder:
+        llm = LLM(
+            str(make_checkpoint(Path(folder) / "toy")),
+            dtype="float32",
+            enforce_eager=True,
+            max_model_len=1024,
+            max_num_seqs=max(running),
+            kv_cache_memory_bytes=3 * 2**30,
+            **more,
+        )
+        engine = llm.llm_engine
+        core = engine.engine_core.engine_core
+        methods = {
+            "schedule": (core.scheduler, "schedule"),
+            "update": (core.scheduler, "update_from_output"),
+            "step": (engine, "step"),
+        }
+        if arm != "stock":
+            loaded = core.model_executor.driver_worker.worker.model_runner.get_model()
+            methods["layout"] = (loaded.pruning, "prepare_step")
+        timer = Timer(methods)
+        found = {}
+        for number in running:
+            work = Workload(number, 8, 112, 112, output_tokens=512, seed=number)
+            params = SamplingParams(max_tokens=512, ignore_eos=True, detokenize=False)
+            names = [f"{number}-{i}" for i in range(number)]
+            for name, prompt in zip(names, work.prompts(llm.get_tokenizer()), strict=True):
+                engine.add_request(name, prompt, params)
+            while any(not request.num_output_tokens for request in _live(core, number)):
+                engine.step()
+            for _ in range(WARM_UP):
+                engine.step()
+            timer.take()
+            for _ in range(STEPS):
+                engine.step()
+            found[str(number)] = timer.take()
+            engine.abort_request(names)
             engine.step()
-        for _ in range(WARM_UP):
-            engine.step()
-        timer.take()
-        for _ in range(STEPS):
-            engine.step()
-        found[str(number)] = timer.take()
-        engine.abort_request(names)
-        engine.step()
     return found
 
 
