@@ -75,7 +75,7 @@ def workspace_bytes(
         _scenes(video, config),
         _projection(features, config),
         _masses(problem, config, device),
-        select(problem, bound, device) + _steps(problem),
+        select(problem, bound, device),
         _steps(problem) + _gains(problem),
         _indices(num_tokens),
     )
@@ -161,7 +161,8 @@ def _torch(problem: SegmentedTokens, max_kernel_bytes: int, device: torch.device
     count = _segments_at_once(problem, max_kernel_bytes)
     with_rows = _FLOAT * count * n * (n + k)
     steps = count * 80 * (n + k)
-    return max(_padded_kernels(problem, count, device) + _mixing(problem), with_rows) + steps
+    most = max(_padded_kernels(problem, count, device) + _mixing(problem), with_rows)
+    return most + steps + _steps(problem)
 
 
 def _compiled(problem: SegmentedTokens, max_kernel_bytes: int, device: torch.device) -> int:
@@ -176,7 +177,7 @@ def _compiled(problem: SegmentedTokens, max_kernel_bytes: int, device: torch.dev
     threads = min(torch.get_num_threads(), len(problem.segments))
     with_rows = _FLOAT * n * (count * n + threads * k)
     steps = count * 48 * n + num_tokens + len(problem.segments) * 16 * k
-    return max(kernels + _mixing(problem), with_rows) + steps
+    return max(kernels + _mixing(problem), with_rows) + steps + _steps(problem)
 
 
 def _steps(problem: SegmentedTokens) -> int:
