@@ -11,7 +11,11 @@ import cv2
 
 from vllm_dpp.bench.chat.client import Message, assistant, image, user, video
 from vllm_dpp.bench.chat.talk import clip
-from vllm_dpp.serving.request_plan import RETENTION_RATIO_ARG
+from vllm_dpp.serving.request_plan import (
+    ENTRY_RATIO_ARG,
+    RETENTION_RATIO_ARG,
+    VIDEO_SHARE_ARG,
+)
 from vllm_dpp.toy.video import as_data_url, render_frames
 
 PATCH = 28  # pixels of a token's side
@@ -22,7 +26,13 @@ QUESTIONS = (
     "which shape is to the left of the moon, and what colour is it?",
     "tell me in some detail what it is that moves through the picture and where it goes.",
 )
-RATIOS = (None, None, 1.0, 0.5, 0.1)
+MIDDLE_ALONE = {ENTRY_RATIO_ARG: 1.0, RETENTION_RATIO_ARG: 0.25}
+CHOICES: tuple[dict[str, float], ...] = (
+    *({}, {}, {}),  # as the server does
+    *({VIDEO_SHARE_ARG: share} for share in (1.0, 0.6, 0.2, 0.1)),
+    *(MIDDLE_ALONE | {RETENTION_RATIO_ARG: ratio} for ratio in (0.5, 0.1)),
+)
+"""What requests choose for themselves."""
 LONG_SIDE = 224  # 64 tokens a slice
 
 
@@ -81,14 +91,15 @@ class Maker:
             "chat": self._chat,
         }
         return [
-            Case(f"{kind} {i}", make(), self._rng.choice((2, 4, 8, 48)), self._ratio())
+            Case(f"{kind} {i}", make(), self._rng.choice((2, 4, 8, 48)), self._choice())
             for i in range(each)
             for kind, make in kinds.items()
         ]
 
     def longest(self) -> Case:
         """A request that needs the whole buffer."""
-        return Case("longest 0", [user(QUESTIONS[-1], self.long_video())])
+        messages = [user(QUESTIONS[-1], self.long_video())]
+        return Case("longest 0", messages, extra={"vllm_xargs": MIDDLE_ALONE})
 
     def bad(self) -> Iterator[Case]:
         """Every kind of bad request."""
@@ -102,19 +113,21 @@ class Maker:
         }
         for name, url in broken.items():
             yield Case(f"{name} 0", [user(QUESTIONS[0], video(url))], is_good=False)
+        middle_alone: dict[str, Any] = {"vllm_xargs": MIDDLE_ALONE}
         arguments: dict[str, dict[str, Any]] = {
             "ratio too high": {"vllm_xargs": {RETENTION_RATIO_ARG: 1.5}},
             "ratio too low": {"vllm_xargs": {RETENTION_RATIO_ARG: 0.001}},
             "no ratio": {"vllm_xargs": {RETENTION_RATIO_ARG: "half"}},
             "misspelt": {"vllm_xargs": {"dpp_retention": 0.5}},
             "record without a folder": {"vllm_xargs": {"dpp_record": 1}},
-            "prompt logprobs": {"prompt_logprobs": 1, "stream": False, "stream_options": None},
+            "prompt logprobs": middle_alone
+            | {"prompt_logprobs": 1, "stream": False, "stream_options": None},
         }
         for name, extra in arguments.items():
             messages = [user(QUESTIONS[0], video(good))]
             yield Case(f"{name} 0", messages, extra=extra, is_good=False, is_ours=True)
-        too_long = self.long_video(self._long_frames + 8)
-        yield Case("too long 0", [user(QUESTIONS[0], too_long)], is_good=False, is_ours=True)
+        too_long = [user(QUESTIONS[0], self.long_video(self._long_frames + 8))]
+        yield Case("too long 0", too_long, extra=middle_alone, is_good=False, is_ours=True)
         # vLLM's own refusals, without media: with media they disturb others (refused-media.md)
         yield Case("long text 0", [user("why? " * 4000)], is_good=False)
         yield Case("temperature 0", [user("why?")], extra={"temperature": -1}, is_good=False)
@@ -144,9 +157,9 @@ class Maker:
             messages += [assistant("yes."), user(self._question())]
         return messages
 
-    def _ratio(self) -> dict[str, Any]:
-        ratio = self._rng.choice(RATIOS)
-        return {} if ratio is None else {"vllm_xargs": {RETENTION_RATIO_ARG: ratio}}
+    def _choice(self) -> dict[str, Any]:
+        chosen = self._rng.choice(CHOICES)
+        return {"vllm_xargs": chosen} if chosen else {}
 
     def _question(self) -> str:
         return self._rng.choice(QUESTIONS)

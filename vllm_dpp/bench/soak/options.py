@@ -18,8 +18,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog=f"python -m {MODULE}",
         description="A real server under videos, images, text, chats, clients that hang up, broken "
         "files and bad arguments at once, with too little KV memory: every answer must be its "
-        "serial answer, every bad request get a 4xx, and nothing stay behind. Other flags go to "
-        "the server.",
+        "serial answer, every bad request get a 4xx, and nothing stay behind. Requests choose "
+        "shares and ratios for themselves, or leave them to the server. Other flags go to it.",
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
@@ -30,8 +30,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--cases", type=int, default=8, help="requests of each kind; clients repeat them")
     add("--seed", type=int, default=1, help="of requests and clients")
     add("--stock", action="store_true", help="stock vLLM, for comparison: without our arguments")
-    add("--relevance", choices=("question", "none"), default="question", help="the server's")
-    add("--retention-ratio", type=float, default=0.25, help="the server's; requests may choose")
+    add("--compiled", action="store_true", help="compile the layers, as vLLM does unless told not")
     add("--long-tokens", type=int, default=2048, help="tokens of the long videos")
     add("--max-num-batched-tokens", type=int, default=512, help="limit of tokens in a step")
     add("--max-num-seqs", type=int, default=32, help="limit of running requests")
@@ -49,10 +48,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def command_of(options: argparse.Namespace, model: str, *, on_cpu: bool) -> list[str]:
     """What starts the server."""
-    pruning = [
-        *("--retention-ratio", str(options.retention_ratio), "--relevance", options.relevance),
-        *("--max-deferred-tokens", str(options.long_tokens + QUESTION_ROOM)),
-    ]
+    pruning = ["--max-deferred-tokens", str(options.long_tokens + QUESTION_ROOM)]
     flags = [
         *("--max-num-batched-tokens", str(options.max_num_batched_tokens)),
         *("--max-num-seqs", str(options.max_num_seqs)),
@@ -63,6 +59,6 @@ def command_of(options: argparse.Namespace, model: str, *, on_cpu: bool) -> list
         *("--dtype", "float32"),
         "--enable-prompt-tokens-details",
     ]
-    flags += ["--enforce-eager"] if on_cpu else []
+    flags += ["--enforce-eager"] if on_cpu and not options.compiled else []
     flags += [] if options.stock else pruning
     return Arm("it", not options.stock).command(model, [*flags, *options.flags])
