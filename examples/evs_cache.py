@@ -21,7 +21,8 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 from vllm import LLM, SamplingParams  # noqa: E402  (after the environment is set)
 
 from vllm_dpp.bench.evs_on_cpu import mend_evs_on_cpu  # noqa: E402
-from vllm_dpp.toy.checkpoint import TINY, make_checkpoint  # noqa: E402
+from vllm_dpp.toy.checkpoint import make_checkpoint  # noqa: E402
+from vllm_dpp.toy.spec import TINY  # noqa: E402
 from vllm_dpp.toy.video import render_frames, vllm_video  # noqa: E402
 
 USER, END = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tests.engines.judge import Judge
-from vllm_dpp.toy.checkpoint import TINY, make_checkpoint
+from vllm_dpp.toy.checkpoint import make_checkpoint
+from vllm_dpp.toy.spec import TINY
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from tests.e2e.server import Server, serve
 from tests.e2e.test_server import FPS
-from vllm_dpp.toy.checkpoint import CheckpointSpec, make_checkpoint
+from vllm_dpp.toy.checkpoint import make_checkpoint
+from vllm_dpp.toy.spec import CheckpointSpec
 from vllm_dpp.toy.video import as_data_url, render_frames, write_mp4
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]

@@ -9,7 +9,8 @@ from tests.e2e.server import Server, serve
 from tests.e2e.test_qwen3_vl_server import STAGES, check_chat
 from tests.e2e.test_server import FPS
 from tests.engines.judge import Judge
-from vllm_dpp.toy.checkpoint import Architecture, CheckpointSpec, make_checkpoint
+from vllm_dpp.toy.checkpoint import make_checkpoint
+from vllm_dpp.toy.spec import Architecture, CheckpointSpec
 from vllm_dpp.toy.video import render_frames, write_mp4
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]

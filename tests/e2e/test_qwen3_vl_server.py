@@ -16,7 +16,8 @@ from vllm_dpp.pruning.budget import num_kept
 from vllm_dpp.serve_command import DEFAULT_SHARE
 from vllm_dpp.serving.cost_model import two_stage_ratios
 from vllm_dpp.serving.settings import ServingSettings
-from vllm_dpp.toy.checkpoint import TINY_QWEN3, make_checkpoint
+from vllm_dpp.toy.checkpoint import make_checkpoint
+from vllm_dpp.toy.spec import TINY_QWEN3
 from vllm_dpp.toy.video import as_data_url, render_frames, write_mp4
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]

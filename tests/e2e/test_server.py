@@ -17,7 +17,7 @@ from tests.e2e.server import Server, serve
 from tests.engines.judge import Judge
 from tests.engines.traffic import Answer
 from vllm_dpp.serving.settings import ServingSettings
-from vllm_dpp.toy.checkpoint import TINY
+from vllm_dpp.toy.spec import TINY
 from vllm_dpp.toy.video import as_data_url, render_frames, write_mp4
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]

@@ -10,8 +10,9 @@ from tests.reference import Prompt, Reference
 from tests.reference.chats import CHATS
 from tests.reference.frames import in_one_token
 from tests.reference.test_reference import everything, model_inputs, transformers_forward
-from vllm_dpp.toy.checkpoint import CheckpointSpec, make_checkpoint
+from vllm_dpp.toy.checkpoint import make_checkpoint
 from vllm_dpp.toy.qwen3_vl import DEEPSTACK_LEVELS
+from vllm_dpp.toy.spec import CheckpointSpec
 
 FAMILIES = [
     "qwen2_vl",

@@ -15,7 +15,7 @@ from tests.engines.judge import TOLERANCE, Judge
 from tests.engines.traffic import Arrival
 from tests.serving.test_entry import know
 from vllm_dpp.serving.settings import ServingSettings
-from vllm_dpp.toy.checkpoint import TINY
+from vllm_dpp.toy.spec import TINY
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 

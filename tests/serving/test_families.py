@@ -19,7 +19,8 @@ from tests.engines.judge import TOLERANCE, Judge
 from tests.engines.traffic import Arrival
 from tests.reference.chats import CHATS, assistant, image, text, user, video
 from vllm_dpp.serving.settings import ServingSettings
-from vllm_dpp.toy.checkpoint import Architecture, CheckpointSpec, make_checkpoint
+from vllm_dpp.toy.checkpoint import make_checkpoint
+from vllm_dpp.toy.spec import Architecture, CheckpointSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 

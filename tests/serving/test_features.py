@@ -13,7 +13,8 @@ from tests.engines.traffic import Arrival, Traffic
 from tests.reference.chats import text, user, video
 from tests.serving.conftest import CUDA
 from vllm_dpp.serving.settings import ServingSettings
-from vllm_dpp.toy.checkpoint import CheckpointSpec, make_checkpoint
+from vllm_dpp.toy.checkpoint import make_checkpoint
+from vllm_dpp.toy.spec import CheckpointSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 

@@ -17,7 +17,8 @@ from tests.engines.precision import Errors, check_growth, everything_of
 from tests.reference.chats import assistant, text, user, video
 from tests.reference.reference import Reference
 from vllm_dpp.serving.settings import ServingSettings
-from vllm_dpp.toy.checkpoint import Architecture, CheckpointSpec, make_checkpoint
+from vllm_dpp.toy.checkpoint import make_checkpoint
+from vllm_dpp.toy.spec import Architecture, CheckpointSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 

@@ -19,7 +19,8 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm_dpp.serving.front.config_hook import _choose_cudagraphs
 from vllm_dpp.serving.front.refusals import REFUSALS, refused
 from vllm_dpp.serving.settings import ServingSettings
-from vllm_dpp.toy.checkpoint import TINY_QWEN3, CheckpointSpec, make_checkpoint
+from vllm_dpp.toy.checkpoint import make_checkpoint
+from vllm_dpp.toy.spec import TINY_QWEN3, CheckpointSpec
 
 SETTINGS = ServingSettings()
 ENTRY_ONLY = replace(SETTINGS, entry_only=True)

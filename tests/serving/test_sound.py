@@ -11,7 +11,8 @@ from tests.engines.host import EngineError, EngineHost, engine_host
 from tests.engines.traffic import Answer, Arrival
 from tests.reference.chats import video
 from tests.reference.prompt import multi_modal_data
-from vllm_dpp.toy.checkpoint import CheckpointSpec, make_checkpoint
+from vllm_dpp.toy.checkpoint import make_checkpoint
+from vllm_dpp.toy.spec import CheckpointSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 

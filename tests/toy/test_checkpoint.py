@@ -11,14 +11,9 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("cv2")
 
-from vllm_dpp.toy.checkpoint import (  # noqa: E402  (needs the modules above)
-    MID,
-    SPEC_FILE,
-    TINY,
-    CheckpointSpec,
-    make_checkpoint,
-)
+from vllm_dpp.toy.checkpoint import SPEC_FILE, make_checkpoint  # noqa: E402  (needs the above)
 from vllm_dpp.toy.qwen2_5_vl import make_config  # noqa: E402
+from vllm_dpp.toy.spec import MID, TINY, CheckpointSpec  # noqa: E402
 from vllm_dpp.toy.tokenizer import make_tokenizer  # noqa: E402
 from vllm_dpp.toy.video import render_frames  # noqa: E402
 

@@ -124,7 +124,8 @@ def steps_of(arm: str, running: Sequence[int]) -> Steps:
 
     from vllm_dpp.bench.throughput.arms import Model, parse_arm
     from vllm_dpp.bench.throughput.workload import Workload
-    from vllm_dpp.toy.checkpoint import TINY, make_checkpoint
+    from vllm_dpp.toy.checkpoint import make_checkpoint
+    from vllm_dpp.toy.spec import TINY
 
     model = Model("Qwen2_5_VLForConditionalGeneration", TINY.num_layers)
     more = parse_arm(arm, model, retention_ratio=0.25, prune_layer=None).engine_args

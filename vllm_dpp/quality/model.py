@@ -11,8 +11,8 @@ from transformers import (
 
 from vllm_dpp.quality.questions import KINDS
 from vllm_dpp.quality.words import make_word_tokenizer
-from vllm_dpp.toy.checkpoint import CheckpointSpec
 from vllm_dpp.toy.qwen2_5_vl import make_config, make_processor
+from vllm_dpp.toy.spec import CheckpointSpec
 
 MODEL = CheckpointSpec(num_layers=8, hidden_size=128, intermediate_size=256, rope_theta=1e4)
 """The shape of the model.

@@ -1,16 +1,14 @@
 """Fields that the configurations of all small models share."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import Qwen2Tokenizer
 
 from vllm_dpp.toy import tokenizer as tok
-
-if TYPE_CHECKING:
-    from vllm_dpp.toy.checkpoint import CheckpointSpec
+from vllm_dpp.toy.spec import CheckpointSpec
 
 
-def text_fields(spec: "CheckpointSpec", tokenizer: Qwen2Tokenizer) -> dict[str, Any]:
+def text_fields(spec: CheckpointSpec, tokenizer: Qwen2Tokenizer) -> dict[str, Any]:
     """Of the decoder."""
     return {
         "vocab_size": len(tokenizer),

@@ -1,7 +1,7 @@
 """A small GLM-4.1V: what `checkpoint` asks of an architecture."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import (
     Glm4vConfig,
@@ -14,9 +14,7 @@ from transformers.models.glm4v.video_processing_glm4v import Glm4vVideoProcessor
 
 from vllm_dpp.toy import tokenizer as tok
 from vllm_dpp.toy.fields import text_fields
-
-if TYPE_CHECKING:
-    from vllm_dpp.toy.checkpoint import CheckpointSpec
+from vllm_dpp.toy.spec import CheckpointSpec
 
 MODEL = Glm4vForConditionalGeneration
 PATCH = 14
@@ -83,7 +81,7 @@ def make_processor(
 
 
 def make_config(
-    spec: "CheckpointSpec",
+    spec: CheckpointSpec,
     tokenizer: Qwen2Tokenizer,
     of_class: Callable[..., Any] = Glm4vConfig,
     **of_layers: Any,

@@ -3,8 +3,6 @@
 Its videos have their times in words.
 """
 
-from typing import TYPE_CHECKING
-
 from transformers import (
     Glm4vMoeConfig,
     Glm4vMoeForConditionalGeneration,
@@ -15,9 +13,7 @@ from transformers import (
 from transformers.models.glm46v.video_processing_glm46v import Glm46VVideoProcessor
 
 from vllm_dpp.toy import glm4v
-
-if TYPE_CHECKING:
-    from vllm_dpp.toy.checkpoint import CheckpointSpec
+from vllm_dpp.toy.spec import CheckpointSpec
 
 MODEL = Glm4vMoeForConditionalGeneration
 NUM_EXPERTS, PER_TOKEN = 4, 2
@@ -31,7 +27,7 @@ def make_processor(tokenizer: Qwen2Tokenizer) -> Glm46VProcessor:
     )
 
 
-def make_config(spec: "CheckpointSpec", tokenizer: Qwen2Tokenizer) -> Glm4vMoeConfig:
+def make_config(spec: CheckpointSpec, tokenizer: Qwen2Tokenizer) -> Glm4vMoeConfig:
     """The configuration of a model of this shape, for the tokenizer's special tokens."""
     return glm4v.make_config(
         spec,

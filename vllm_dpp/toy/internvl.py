@@ -1,6 +1,6 @@
 """A small InternVL3.5: what `checkpoint` asks of an architecture."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import (
     GotOcr2ImageProcessor,
@@ -13,9 +13,7 @@ from transformers import (
 
 from vllm_dpp.toy import tokenizer as tok
 from vllm_dpp.toy.fields import text_fields
-
-if TYPE_CHECKING:
-    from vllm_dpp.toy.checkpoint import CheckpointSpec
+from vllm_dpp.toy.spec import CheckpointSpec
 
 MODEL = InternVLForConditionalGeneration
 SIDE = 168
@@ -51,7 +49,7 @@ def make_processor(tokenizer: Qwen2Tokenizer) -> InternVLProcessor:
     )
 
 
-def make_config(spec: "CheckpointSpec", tokenizer: Qwen2Tokenizer) -> InternVLConfig:
+def make_config(spec: CheckpointSpec, tokenizer: Qwen2Tokenizer) -> InternVLConfig:
     """The configuration of an InternVL3.5 of this shape, whose decoder is a Qwen3."""
     text: dict[str, Any] = text_fields(spec, tokenizer) | {
         "model_type": "qwen3",

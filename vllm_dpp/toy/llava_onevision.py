@@ -1,7 +1,7 @@
 """A small LLaVA-OneVision: what `checkpoint` asks of an architecture."""
 
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from transformers import (
@@ -15,9 +15,7 @@ from transformers import (
 
 from vllm_dpp.toy import tokenizer as tok
 from vllm_dpp.toy.fields import text_fields
-
-if TYPE_CHECKING:
-    from vllm_dpp.toy.checkpoint import CheckpointSpec
+from vllm_dpp.toy.spec import CheckpointSpec
 
 MODEL = LlavaOnevisionForConditionalGeneration
 PATCH = 14
@@ -51,7 +49,7 @@ def make_processor(tokenizer: Qwen2Tokenizer) -> LlavaOnevisionProcessor:
     )
 
 
-def make_config(spec: "CheckpointSpec", tokenizer: Qwen2Tokenizer) -> LlavaOnevisionConfig:
+def make_config(spec: CheckpointSpec, tokenizer: Qwen2Tokenizer) -> LlavaOnevisionConfig:
     """The configuration of a LLaVA-OneVision of this shape, whose decoder is a Qwen2."""
     text: dict[str, Any] = text_fields(spec, tokenizer) | {
         "model_type": "qwen2",

@@ -1,7 +1,5 @@
 """A small Qwen2.5-VL: what `checkpoint` asks of an architecture."""
 
-from typing import TYPE_CHECKING
-
 from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -11,9 +9,7 @@ from transformers import (
 
 from vllm_dpp.toy import qwen2_vl
 from vllm_dpp.toy.fields import special_token_ids
-
-if TYPE_CHECKING:
-    from vllm_dpp.toy.checkpoint import CheckpointSpec
+from vllm_dpp.toy.spec import CheckpointSpec
 
 MODEL = Qwen2_5_VLForConditionalGeneration
 
@@ -23,7 +19,7 @@ def make_processor(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLProcessor:
     return qwen2_vl.make_processor(tokenizer, Qwen2_5_VLProcessor)
 
 
-def make_config(spec: "CheckpointSpec", tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
+def make_config(spec: CheckpointSpec, tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
     """The configuration of a Qwen2.5-VL of this shape, for the tokenizer's special tokens."""
     vision = {
         "depth": spec.vision_depth,

@@ -1,7 +1,7 @@
 """A small Qwen2-VL: what `checkpoint` asks of an architecture."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import (
     Qwen2Tokenizer,
@@ -14,9 +14,7 @@ from transformers import (
 
 from vllm_dpp.toy import tokenizer as tok
 from vllm_dpp.toy.fields import special_token_ids, text_fields
-
-if TYPE_CHECKING:
-    from vllm_dpp.toy.checkpoint import CheckpointSpec
+from vllm_dpp.toy.spec import CheckpointSpec
 
 MODEL = Qwen2VLForConditionalGeneration
 
@@ -35,7 +33,7 @@ def make_processor(
     )
 
 
-def make_config(spec: "CheckpointSpec", tokenizer: Qwen2Tokenizer) -> Qwen2VLConfig:
+def make_config(spec: CheckpointSpec, tokenizer: Qwen2Tokenizer) -> Qwen2VLConfig:
     """The configuration of a Qwen2-VL of this shape, for the tokenizer's special tokens."""
     return Qwen2VLConfig(
         text_config=decoder_fields(spec, tokenizer),
@@ -52,7 +50,7 @@ def make_config(spec: "CheckpointSpec", tokenizer: Qwen2Tokenizer) -> Qwen2VLCon
     )
 
 
-def decoder_fields(spec: "CheckpointSpec", tokenizer: Qwen2Tokenizer) -> dict[str, Any]:
+def decoder_fields(spec: CheckpointSpec, tokenizer: Qwen2Tokenizer) -> dict[str, Any]:
     """Of the decoder's configuration."""
     return text_fields(spec, tokenizer) | {
         "max_window_layers": spec.num_layers,

@@ -4,15 +4,13 @@ Three of four layers are linear attention.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import Qwen2Tokenizer, Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
 from vllm_dpp.toy import qwen3_vl
 from vllm_dpp.toy.fields import special_token_ids, text_fields
-
-if TYPE_CHECKING:
-    from vllm_dpp.toy.checkpoint import CheckpointSpec
+from vllm_dpp.toy.spec import CheckpointSpec
 
 MODEL = Qwen3_5ForConditionalGeneration
 ROTATED = 0.25
@@ -20,7 +18,7 @@ make_processor = qwen3_vl.make_processor
 
 
 def make_config(
-    spec: "CheckpointSpec",
+    spec: CheckpointSpec,
     tokenizer: Qwen2Tokenizer,
     of_class: Callable[..., Any] = Qwen3_5Config,
     **of_layers: Any,

@@ -1,13 +1,9 @@
 """A small Qwen3.5 with a mixture of experts: what `checkpoint` asks of an architecture."""
 
-from typing import TYPE_CHECKING
-
 from transformers import Qwen2Tokenizer, Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration
 
 from vllm_dpp.toy import qwen3_5
-
-if TYPE_CHECKING:
-    from vllm_dpp.toy.checkpoint import CheckpointSpec
+from vllm_dpp.toy.spec import CheckpointSpec
 
 MODEL = Qwen3_5MoeForConditionalGeneration
 NUM_EXPERTS = PER_TOKEN = 4
@@ -15,7 +11,7 @@ NUM_EXPERTS = PER_TOKEN = 4
 make_processor = qwen3_5.make_processor
 
 
-def make_config(spec: "CheckpointSpec", tokenizer: Qwen2Tokenizer) -> Qwen3_5MoeConfig:
+def make_config(spec: CheckpointSpec, tokenizer: Qwen2Tokenizer) -> Qwen3_5MoeConfig:
     """The configuration of a model of this shape, for the tokenizer's special tokens."""
     return qwen3_5.make_config(
         spec,

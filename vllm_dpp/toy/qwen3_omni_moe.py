@@ -1,7 +1,6 @@
 """A small Qwen3-Omni: what `checkpoint` asks of an architecture. vLLM serves its thinker."""
 
 from math import isqrt
-from typing import TYPE_CHECKING
 
 from transformers import (
     Qwen2Tokenizer,
@@ -16,9 +15,7 @@ from transformers import (
 from vllm_dpp.toy import qwen3_vl, qwen3_vl_moe
 from vllm_dpp.toy import tokenizer as tok
 from vllm_dpp.toy.fields import special_token_ids
-
-if TYPE_CHECKING:
-    from vllm_dpp.toy.checkpoint import CheckpointSpec
+from vllm_dpp.toy.spec import CheckpointSpec
 
 MODEL = Qwen3OmniMoeForConditionalGeneration
 NAMED = {
@@ -60,7 +57,7 @@ def make_processor(tokenizer: Qwen2Tokenizer) -> Qwen3OmniMoeProcessor:
     )
 
 
-def make_config(spec: "CheckpointSpec", tokenizer: Qwen2Tokenizer) -> Qwen3OmniMoeConfig:
+def make_config(spec: CheckpointSpec, tokenizer: Qwen2Tokenizer) -> Qwen3OmniMoeConfig:
     """The configuration of a model of this shape, for the tokenizer's special tokens."""
     seeing = qwen3_vl_moe.make_config(spec, tokenizer)
     listening = {

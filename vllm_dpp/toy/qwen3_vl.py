@@ -1,7 +1,7 @@
 """A small Qwen3-VL: what `checkpoint` asks of an architecture."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import (
     Qwen2Tokenizer,
@@ -14,9 +14,7 @@ from transformers import (
 
 from vllm_dpp.toy import tokenizer as tok
 from vllm_dpp.toy.fields import special_token_ids, text_fields
-
-if TYPE_CHECKING:
-    from vllm_dpp.toy.checkpoint import CheckpointSpec
+from vllm_dpp.toy.spec import CheckpointSpec
 
 MODEL = Qwen3VLForConditionalGeneration
 PATCH = 16
@@ -38,7 +36,7 @@ def make_processor(tokenizer: Qwen2Tokenizer) -> Qwen3VLProcessor:
 
 
 def make_config(
-    spec: "CheckpointSpec",
+    spec: CheckpointSpec,
     tokenizer: Qwen2Tokenizer,
     of_class: Callable[..., Any] = Qwen3VLConfig,
     **of_layers: Any,
@@ -68,7 +66,7 @@ def make_config(
     )
 
 
-def rope_parameters(spec: "CheckpointSpec", rotary_dim: int) -> dict[str, Any]:
+def rope_parameters(spec: CheckpointSpec, rotary_dim: int) -> dict[str, Any]:
     """Of the decoder, of whose heads so many elements are rotated."""
     return {
         "rope_type": "default",
@@ -78,7 +76,7 @@ def rope_parameters(spec: "CheckpointSpec", rotary_dim: int) -> dict[str, Any]:
     }
 
 
-def vision_fields(spec: "CheckpointSpec") -> dict[str, Any]:
+def vision_fields(spec: CheckpointSpec) -> dict[str, Any]:
     """Of the vision encoder."""
     return {
         "depth": spec.vision_depth,

@@ -1,27 +1,25 @@
 """A small Qwen3-VL with a mixture of experts: what `checkpoint` asks of an architecture."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import Qwen2Tokenizer, Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 
 from vllm_dpp.toy import qwen3_vl
-
-if TYPE_CHECKING:
-    from vllm_dpp.toy.checkpoint import CheckpointSpec
+from vllm_dpp.toy.spec import CheckpointSpec
 
 MODEL = Qwen3VLMoeForConditionalGeneration
 NUM_EXPERTS, PER_TOKEN = 4, 2
 make_processor = qwen3_vl.make_processor
 
 
-def make_config(spec: "CheckpointSpec", tokenizer: Qwen2Tokenizer) -> Qwen3VLMoeConfig:
+def make_config(spec: CheckpointSpec, tokenizer: Qwen2Tokenizer) -> Qwen3VLMoeConfig:
     """The configuration of a model of this shape, for the tokenizer's special tokens."""
     return qwen3_vl.make_config(spec, tokenizer, Qwen3VLMoeConfig, **expert_fields(spec))
 
 
-def expert_fields(spec: "CheckpointSpec") -> dict[str, Any]:
+def expert_fields(spec: CheckpointSpec) -> dict[str, Any]:
     """Of the decoder's experts."""
     return {
         "num_experts": NUM_EXPERTS,

@@ -17,7 +17,8 @@ from tests.serving.scheduling.play import StuckError, VictimOfItsStepError, play
 from tests.serving.scheduling.properties import Seen, StockFailsError, check_ends, compare
 from tests.serving.scheduling.scenario import Scenario
 from tests.serving.scheduling.shrink import shrink
-from vllm_dpp.toy.checkpoint import TINY, make_checkpoint
+from vllm_dpp.toy.checkpoint import make_checkpoint
+from vllm_dpp.toy.spec import TINY
 
 
 def fault(

@@ -144,7 +144,8 @@ def resolve_model(name: str) -> tuple[str, Model]:
 
 
 def _make_toy(name: str) -> str:
-    from vllm_dpp.toy.checkpoint import MID, TINY, make_checkpoint
+    from vllm_dpp.toy.checkpoint import make_checkpoint
+    from vllm_dpp.toy.spec import MID, TINY
 
     specs = {"mid": MID, "tiny": TINY}
     if name not in specs:
