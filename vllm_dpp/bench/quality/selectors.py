@@ -14,7 +14,9 @@ SELECTORS: Mapping[str, Mapping[str, Any]] = {
     "vidcom2": {"rule": "vidcom2"},
     # The product's own, with its defaults; then its settings one by one.
     "dpp": {},
-    "dpp-4-slices": {"slices_per_segment": 4},  # as 1024 tokens make one where frames are large
+    # As 1024 tokens make a segment where frames are large.
+    "dpp-4-slices": {"slices_per_segment": 4},
+    "dpp-1-slice": {"slices_per_segment": 1},
     # One segment for the whole video, by relevance. Softened: by 0.1 where nothing else is said.
     "dpp-none": _ONE | _NO_QUESTION,
     "dpp-softened": _ONE | {"relevance_floor": 0.1},
