@@ -33,10 +33,11 @@ ALL_CONFIGS += [
     for segment_by in ("slices", "count", "scene", "one")
     for rule in ("dpp", "change")
 ]
-# Fewer slices than asked for make a segment, and parts of one.
+# Parts of four slices make a segment, and of fewer; and fewer slices than asked for.
 ALL_CONFIGS += [
-    PruningConfig(max_segment_tokens=most, budget=budget)
-    for most, budget in ((12, "relevance"), (3, "length"))
+    PruningConfig(rule=rule, max_segment_tokens=most, budget=budget)
+    for most, budget in ((12, "relevance"), (3, "length"), (12, "gains"), (27, "spectrum"))
+    for rule in ("dpp", "change")
 ]
 
 

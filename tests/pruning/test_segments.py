@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_dpp.pruning import PruningConfig, Segments, scene_offsets, segment_offsets
-from vllm_dpp.pruning.segments import padded_batches
+from vllm_dpp.pruning.segments import padded_batches, segment_order
+
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
@@ -15,9 +17,14 @@ from vllm_dpp.pruning.segments import padded_batches
         ({"segment_by": "slices", "slices_per_segment": 3}, 8, [0, 15, 30, 40]),
         ({"segment_by": "slices", "slices_per_segment": 4}, 8, [0, 20, 40]),
         ({"segment_by": "slices", "slices_per_segment": 99}, 8, [0, 40]),
-        ({"segment_by": "slices", "max_segment_tokens": 14}, 5, [0, 10, 20, 25]),
-        ({"segment_by": "slices", "max_segment_tokens": 5}, 3, [0, 5, 10, 15]),
-        ({"segment_by": "slices", "max_segment_tokens": 4}, 2, [0, 2, 5, 7, 10]),
+        ({"segment_by": "slices", "max_segment_tokens": 24}, 5, [0, 20, 25]),
+        # Two tokens of each of four slices, and the three others of each; and so on.
+        ({"segment_by": "slices", "max_segment_tokens": 15}, 5, [0, 8, 20, 22, 25]),
+        ({"segment_by": "slices", "max_segment_tokens": 14}, 5, [0, 8, 20, 22, 25]),
+        ({"segment_by": "slices", "max_segment_tokens": 5, "slices_per_segment": 1}, 2, [0, 5, 10]),
+        ({"segment_by": "slices", "max_segment_tokens": 5}, 3, [0, 3, 6, 9, 12, 15]),
+        ({"segment_by": "slices", "max_segment_tokens": 4}, 2, [0, 2, 6, 10]),
+        ({"segment_by": "slices", "max_segment_tokens": 2}, 3, [0, 2, 4, 6, 8, 10, *range(11, 16)]),
         ({"segment_by": "slices", "max_segment_tokens": 1}, 1, [0, 1, 2, 3, 4, 5]),
         ({"segment_by": "slices", "max_segment_tokens": None}, 300, [*range(0, 1500, 80), 1500]),
         ({"segment_by": "slices"}, 300, [*range(0, 1500, 80), 1500]),
@@ -41,9 +48,25 @@ def test_no_segment_is_larger_than_one_may_be(num_slices, cells, slices, most):
     lengths = [b - a for a, b in pairwise(offsets)]
     assert (offsets[0], offsets[-1]) == (0, num_slices * cells)
     assert 0 < min(lengths) and max(lengths) <= min(most, slices * cells)
-    if cells <= most:
-        assert all(length % cells == 0 for length in lengths)
-        assert len(set(lengths[:-1])) <= 1 and lengths[-1] <= lengths[0]
+
+
+@given(st.integers(1, 20), st.integers(1, 40), st.integers(1, 9), st.integers(1, 90), st.data())
+def test_segments_hold_the_same_part_of_each_of_their_slices(num_slices, cells, slices, most, data):
+    config = PruningConfig(slices_per_segment=slices, max_segment_tokens=most)
+    tail = data.draw(st.integers(0, num_slices * cells - 1))
+    num_tokens = num_slices * cells - tail
+    offsets = segment_offsets(num_slices, cells, config, num_tail=tail)
+    order = segment_order(num_tokens, num_slices, cells, config, CPU)
+    tokens = list(range(num_tokens)) if order is None else order.tolist()
+    assert sorted(tokens) == list(range(num_tokens)) and offsets[-1] == num_tokens
+    for start, end in pairwise(offsets):
+        own = tokens[start:end]
+        assert own == sorted(own)
+        times, places = {i // cells for i in own}, {i % cells for i in own}
+        assert max(times) - min(times) < slices
+        assert max(places) - min(places) == len(places) - 1, "a run of places"
+        there = {t * cells + p for t in times for p in places}
+        assert set(own) == {i for i in there if i < num_tokens}
 
 
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 70))
@@ -110,9 +133,6 @@ def test_a_last_slice_that_is_cut_short_counts_by_what_is_there():
 def test_scene_errors(shape, tokens_per_slice, num_segments, message):
     with pytest.raises(ValueError, match=message):
         scene_offsets(torch.ones(shape), tokens_per_slice, num_segments)
-
-
-CPU = torch.device("cpu")
 
 
 def only_on_device(offsets):

@@ -35,7 +35,7 @@ SLICES, COUNT, ONE = (
 def test_segments_are_those_of_the_whole_video_clipped(config, num_tail, offsets):
     video = random_video(0, num_tail=num_tail, num_kept=1)
     assert video.tokens_per_slice == 5
-    segments = _segments(video, config)
+    segments, _ = _segments(video, config)
     assert segments.offsets.tolist() == offsets
     assert segments.longest == max(segments.lengths)
 
@@ -76,7 +76,7 @@ def test_equals_the_reference_with_any_tail(config, backend, data, seed):
 @pytest.mark.parametrize("config", ALL_CONFIGS, ids=config_id)
 def test_a_bound_on_the_longest_scene_holds(config):
     for num_tail in range(40):
-        segments = _segments(random_video(1, num_tail=num_tail, num_kept=1), config)
+        segments, _ = _segments(random_video(1, num_tail=num_tail, num_kept=1), config)
         assert max(segments.read_lengths()) <= segments.longest <= 40 - num_tail
 
 

@@ -28,14 +28,15 @@ class PruningConfig:
             at most, which needs `relevance` "question"; "uniform"; and "random".
         segment_by: how a video is cut into segments, inside which diversity is measured.
             "slices": every `slices_per_segment` temporal slices, or as many as make
-            `max_segment_tokens`, or parts of a slice; the last segment may be shorter.
+            `max_segment_tokens`; where these are fewer than four, the same part of each of four, so
+            small that it makes no more. The last ones may be shorter.
             "count": `num_segments` segments of equal length, to within one slice.
             "scene": `num_segments` segments, cut where adjacent slices differ most.
             "one": the whole video.
         slices_per_segment: length of a segment for "slices", in temporal slices of the vision
             encoder, at least 1. (In Qwen2.5-VL a slice is two frames.)
         max_segment_tokens: most tokens of a segment for "slices", at least 1; None sets no bound.
-            Time grows with the square of it, and on a GPU what lies above is slow.
+            Time grows with it, and on a GPU what lies above is slow.
         num_segments: number of segments for "count" and "scene", at least 1; a video of fewer
             slices gets one segment per slice.
         relevance: "question" weighs each token by the attention that the question pays to it;

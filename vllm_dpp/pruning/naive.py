@@ -130,7 +130,10 @@ def _keep_video(video: "VideoTokens", config: "PruningConfig") -> list[int]:
         steps = [_greedy_steps(*each, least_gain) for each in zip(kernels, most, strict=True)]
         of_all = _largest_gains(steps, video.num_kept)
         chosen = [segments[segment][token] for segment, token in of_all]
-        worth = [value for quality in qualities for value in quality]
+        worth = [0.0] * len(video.features)
+        for segment, quality in zip(segments, qualities, strict=True):
+            for token, value in zip(segment, quality, strict=True):
+                worth[token] = value
         return sorted(_filled(chosen, video.num_kept, worth))
     keep: list[int] = []
     for segment, quality, kernel, budget in zip(segments, qualities, kernels, budgets, strict=True):
@@ -215,9 +218,9 @@ def _segments(
     features: Tensor, tokens_per_slice: int, num_slices: int, config: "PruningConfig"
 ) -> list[list[int]]:
     """The tokens of each segment, of those that are there: a tail of the video is not."""
-    cuts = {
-        t * tokens_per_slice for t in _cuts(features, tokens_per_slice, num_slices, config)
-    } | _cuts_in_slices(tokens_per_slice, num_slices, config)
+    if config.segment_by == "slices":
+        return _by_slices(len(features), tokens_per_slice, num_slices, config)
+    cuts = {t * tokens_per_slice for t in _cuts(features, tokens_per_slice, num_slices, config)}
     segments: list[list[int]] = [[]]
     for i in range(len(features)):
         if i in cuts:
@@ -226,15 +229,29 @@ def _segments(
     return segments
 
 
+def _by_slices(
+    num_tokens: int, tokens_per_slice: int, num_slices: int, config: "PruningConfig"
+) -> list[list[int]]:
+    """Runs of slices, or the same part of each of four where these have more tokens than may be."""
+    most = config.max_segment_tokens or math.inf
+    slices, parts = min(config.slices_per_segment, num_slices), 1
+    while slices > 4 and slices * tokens_per_slice > most:
+        slices -= 1
+    slices = int(min(slices, most))
+    while slices * math.ceil(tokens_per_slice / parts) > most:
+        parts += 1
+    segments: dict[tuple[int, int], list[int]] = {}
+    for i in range(num_tokens):
+        t, cell = divmod(i, tokens_per_slice)
+        part = max(b for b in range(parts) if b * tokens_per_slice // parts <= cell)
+        segments.setdefault((t // slices, part), []).append(i)
+    return [segments[key] for key in sorted(segments)] or [[]]
+
+
 def _cuts(
     features: Tensor, tokens_per_slice: int, num_slices: int, config: "PruningConfig"
 ) -> list[int]:
     """The slices at which a new segment starts, without the first."""
-    if config.segment_by == "slices":
-        slices, most = config.slices_per_segment, config.max_segment_tokens or math.inf
-        while slices > 1 and slices * tokens_per_slice > most:
-            slices -= 1
-        return [t for t in range(1, num_slices) if t % slices == 0]
     if config.segment_by == "count":
         count = min(config.num_segments, num_slices)
         return [segment * num_slices // count for segment in range(1, count)]
@@ -247,15 +264,6 @@ def _cuts(
         cosines.append(float(before @ after / lengths))
     by_similarity = sorted(range(len(cosines)), key=lambda t: cosines[t])
     return [t + 1 for t in by_similarity[: config.num_segments - 1]]
-
-
-def _cuts_in_slices(tokens_per_slice: int, num_slices: int, config: "PruningConfig") -> set[int]:
-    """The tokens inside a slice at which a new segment starts: it is larger than one may be."""
-    if config.segment_by != "slices" or config.max_segment_tokens is None:
-        return set()
-    parts = math.ceil(tokens_per_slice / config.max_segment_tokens)
-    inside = [tokens_per_slice * part // parts for part in range(1, parts)]
-    return {t * tokens_per_slice + i for t in range(num_slices) for i in inside}
 
 
 def change_quality(features: Tensor, tokens_per_slice: int) -> Tensor:

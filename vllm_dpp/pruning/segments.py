@@ -1,12 +1,13 @@
 """Where a video is cut into segments, and how ragged segments become batches.
 
 A video is `num_slices` temporal slices of `tokens_per_slice` tokens each, in order. A segment is
-a run of whole slices, or a part of one that is larger than a segment may be.
+a run of slices, or where fewer than `LEAST_SLICES` have as many tokens as a segment may, the same
+part of each of so many: a DPP must see some time to see what is shown again.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Self
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 from vllm_dpp.pruning.checks import require_integer
 from vllm_dpp.pruning.config import PruningConfig
 from vllm_dpp.pruning.rows import Rows, rows_of, rows_per_cast, unit_rows
+
+LEAST_SLICES = 4
 
 
 def segment_offsets(
@@ -30,7 +33,7 @@ def segment_offsets(
 
     Returns:
         [S + 1] offsets, from 0 to the number of other tokens; segment s, never empty, is
-        [offsets[s], offsets[s + 1]).
+        [offsets[s], offsets[s + 1]) in the order of `segment_order`.
         An empty video has no segment: [0].
 
     Raises:
@@ -41,27 +44,72 @@ def segment_offsets(
     require_integer("num_tail", num_tail, minimum=0)
     if config.segment_by == "scene":
         raise ValueError("segment_by 'scene' has no fixed offsets: use scene_offsets")
-    if config.segment_by == "slices":
-        starts = _by_slices(num_slices, tokens_per_slice, config)
-    else:
-        wanted = config.num_segments if config.segment_by == "count" else 1
-        count = min(wanted, num_slices)
-        cuts = [segment * num_slices // count for segment in range(count)]
-        starts = [cut * tokens_per_slice for cut in cuts]
     num_tokens = max(0, num_slices * tokens_per_slice - num_tail)
+    if config.segment_by == "slices":
+        lengths = _by_slices(num_slices, tokens_per_slice, num_tokens, config)
+        return [0, *accumulate(length for length in lengths if length)]
+    wanted = config.num_segments if config.segment_by == "count" else 1
+    count = min(wanted, num_slices)
+    cuts = [segment * num_slices // count for segment in range(count)]
+    starts = [cut * tokens_per_slice for cut in cuts]
     return [*(start for start in starts if start < num_tokens), num_tokens]
 
 
-def _by_slices(num_slices: int, tokens_per_slice: int, config: PruningConfig) -> list[int]:
-    """The first token of each segment of so many slices, so many tokens, or a part of a slice."""
-    most = config.max_segment_tokens or max(1, num_slices * tokens_per_slice)
-    slices = min(config.slices_per_segment, max(1, most // max(1, tokens_per_slice)))
-    parts = max(1, -(-tokens_per_slice // most))
-    return [
-        first * tokens_per_slice + part * tokens_per_slice // parts
-        for first in range(0, num_slices, slices)
-        for part in range(parts)
-    ]
+def segment_order(
+    num_tokens: int,
+    num_slices: int,
+    tokens_per_slice: int,
+    config: PruningConfig,
+    device: torch.device,
+) -> Tensor | None:
+    """The tokens of a video segment by segment, in order of time in each.
+
+    Args:
+        num_tokens: N, of those that belong to a segment.
+        num_slices: temporal slices of the video.
+        tokens_per_slice: tokens of a slice.
+        config: how segments are formed.
+        device: of the result.
+
+    Returns:
+        [N] int64, or None where they lie in that order: no segment is of parts of several slices.
+    """
+    slices, parts = _slices_and_parts(num_slices, tokens_per_slice, config)
+    if config.segment_by != "slices" or slices == 1 or parts == 1:
+        return None
+    tokens = torch.arange(num_tokens, device=device)
+    # The part that begins at the last part * tokens_per_slice // parts up to the token.
+    part = ((tokens % tokens_per_slice + 1) * parts - 1) // tokens_per_slice
+    segment = tokens // (tokens_per_slice * slices) * parts + part
+    return segment.argsort(stable=True)
+
+
+def _slices_and_parts(
+    num_slices: int, tokens_per_slice: int, config: PruningConfig
+) -> tuple[int, int]:
+    """How many slices a segment by "slices" spans, and into how many parts each of them is cut."""
+    slices, most = max(1, min(config.slices_per_segment, num_slices)), config.max_segment_tokens
+    if most is None or slices * tokens_per_slice <= most:
+        return slices, 1
+    whole = most // tokens_per_slice
+    if whole >= LEAST_SLICES:
+        return whole, 1
+    slices = min(slices, LEAST_SLICES, most)
+    return slices, -(-tokens_per_slice // (most // slices))
+
+
+def _by_slices(
+    num_slices: int, tokens_per_slice: int, num_tokens: int, config: PruningConfig
+) -> Iterator[int]:
+    """Tokens of each segment by "slices", of which those behind the first `num_tokens` lack."""
+    slices, parts = _slices_and_parts(num_slices, tokens_per_slice, config)
+    cuts = [part * tokens_per_slice // parts for part in range(parts + 1)]
+    whole, rest = divmod(num_tokens, max(1, tokens_per_slice))
+    for first in range(0, num_slices, slices):
+        full = min(max(whole - first, 0), slices)
+        left = rest if first <= whole < first + slices else 0
+        for start, end in pairwise(cuts):
+            yield full * (end - start) + min(end, left) - min(start, left)
 
 
 def scene_offsets(features: Tensor, tokens_per_slice: int, num_segments: int) -> Tensor:

@@ -64,7 +64,9 @@ def workspace_bytes(
     problem = _without_values(video, config)
     per_segment = 6 * _INDEX * len(problem.segments)  # offsets, budgets, and how they are shared
     held = kept + (_FLOAT + 1) * num_tokens + per_segment  # the relevance and what is kept
-    if problem.features is not features:
+    if problem.tokens is not None:  # they, and a copy of what is in their order
+        held += num_tokens * (2 * _INDEX + _FLOAT + features.element_size() * dim)
+    if problem.features.shape[1] < dim:
         held += _FLOAT * (num_tokens + dim) * problem.features.shape[1]
     bound = config.max_kernel_bytes
     way = backend or fastest_for(device, problem.segments.longest, problem.max_budget)

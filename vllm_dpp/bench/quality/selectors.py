@@ -14,8 +14,9 @@ SELECTORS: Mapping[str, Mapping[str, Any]] = {
     "vidcom2": {"rule": "vidcom2"},
     # The product's own, with its defaults; then its settings one by one.
     "dpp": {},
-    # As 1024 tokens make a segment where frames are large.
-    "dpp-4-slices": {"slices_per_segment": 4},
+    # As the default, 1024, where slices have 256 and 1024 tokens, and not 16 as here.
+    "dpp-64-tokens": {"max_segment_tokens": 64},
+    "dpp-16-tokens": {"max_segment_tokens": 16},
     "dpp-1-slice": {"slices_per_segment": 1},
     # One segment for the whole video, by relevance. Softened: by 0.1 where nothing else is said.
     "dpp-none": _ONE | _NO_QUESTION,

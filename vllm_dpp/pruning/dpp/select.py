@@ -41,6 +41,7 @@ class SegmentedTokens:
         objective: in what the rule differs from the plain DPP.
         total: tokens to keep of all segments, those of the largest gains; the budgets are the most
             of each then. None where every segment keeps its budget.
+        tokens: [N] int64, which token of the video each of these is; None where they lie in order.
     """
 
     features: Tensor
@@ -50,13 +51,20 @@ class SegmentedTokens:
     max_budget: int
     objective: Objective = PLAIN
     total: int | None = None
+    tokens: Tensor | None = None
+
+    def in_video(self, keep: Tensor) -> Tensor:
+        """[N] values of these tokens in the order of the video."""
+        return (
+            keep if self.tokens is None else torch.empty_like(keep).scatter_(0, self.tokens, keep)
+        )
 
 
 class Selected(NamedTuple):
     """What is kept of the N tokens of one video.
 
     Args:
-        keep: [N] bool, True on the tokens kept.
+        keep: [N] bool in the order of the video, True on the tokens kept.
         began: [S] bool, whether the greedy loop took any token of a segment. It takes none where
             the budget is 0, all tokens are zero, or one is NaN or infinite: who must know that
             values are finite need look at no other segment.
@@ -140,14 +148,16 @@ def select(
 
 def _selected(video: SegmentedTokens, selection: Selection) -> Selected:
     """What is kept in the end of a video whose segments have chosen."""
-    keep = selection.keep
-    if video.total is not None:
+    if video.total is None:
+        keep = video.in_video(selection.keep)
+    else:
         keep = keep_largest_gains(
             selection,
             video.segments.offsets,
             video.relevance,
             video.total,
             rest_in_order=video.objective.rest_in_order,
+            tokens=video.tokens,
         )
     return Selected(keep, (selection.order[:, :1] >= 0).any(dim=1))
 

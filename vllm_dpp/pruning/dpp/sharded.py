@@ -31,7 +31,7 @@ def select_sharded(
         backend: as for `select`.
 
     Returns:
-        [N] bool, True on the tokens kept, the same on every rank.
+        [N] bool in the order of the video, True on the tokens kept, the same on every rank.
     """
     budgets = video.budgets.clone()
     dist.broadcast(budgets, group=group, group_src=0)
@@ -56,4 +56,4 @@ def select_sharded(
         )
         keep[tokens] = select([mine], max_kernel_bytes, backend)[0].keep.to(keep.dtype)
     dist.all_reduce(keep, dist.ReduceOp.MAX, group=group)
-    return keep.bool()
+    return video.in_video(keep.bool())

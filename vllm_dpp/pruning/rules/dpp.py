@@ -28,6 +28,7 @@ from vllm_dpp.pruning.segments import (
     longest_scene,
     scene_offsets,
     segment_offsets,
+    segment_order,
     to_device,
 )
 from vllm_dpp.pruning.video import VideoTokens
@@ -74,8 +75,10 @@ def segmented(
         config: how segments and budgets are formed.
         objective: in what the rule differs from the plain DPP.
     """
-    segments = _segments(video, config)
+    segments, tokens = _segments(video, config)
     features = video.features
+    if tokens is not None:
+        features, quality = features[tokens], quality[tokens]
     if config.projection_dim is not None:
         features = project(features, config.projection_dim)
     max_budget = min(video.num_kept, segments.longest)
@@ -90,7 +93,9 @@ def segmented(
         total = video.num_kept
         budgets = most_by_gains(total, budgets, segments.device_lengths)
         max_budget = min(total, segments.longest, max_budget + more_by_gains(segments.longest))
-    return SegmentedTokens(features, quality, segments, budgets, max_budget, objective, total)
+    return SegmentedTokens(
+        features, quality, segments, budgets, max_budget, objective, total, tokens
+    )
 
 
 def relevance_of(video: VideoTokens, config: PruningConfig) -> Tensor:
@@ -100,14 +105,18 @@ def relevance_of(video: VideoTokens, config: PruningConfig) -> Tensor:
     return normalize_relevance(video.raw_relevance, config.relevance_sign, config.relevance_floor)
 
 
-def _segments(video: VideoTokens, config: PruningConfig) -> Segments:
+def _segments(video: VideoTokens, config: PruningConfig) -> tuple[Segments, Tensor | None]:
+    """The segments, and the tokens in their order, as `segment_order` has them."""
     features, tokens_per_slice = video.features, video.tokens_per_slice
     if config.segment_by == "scene":
         offsets = scene_offsets(features, tokens_per_slice, config.num_segments)
         longest = longest_scene(len(features), tokens_per_slice, config.num_segments)
-        return Segments(offsets, None, longest)
+        return Segments(offsets, None, longest), None
     known = segment_offsets(video.num_slices, tokens_per_slice, config, num_tail=video.num_tail)
-    return Segments.between(known, features.device)
+    order = segment_order(
+        len(features), video.num_slices, tokens_per_slice, config, features.device
+    )
+    return Segments.between(known, features.device), order
 
 
 def _budget_weights(
