@@ -18,6 +18,8 @@ CONFIGS = [
     PruningConfig(segment_by="one"),
     PruningConfig(slices_per_segment=2, budget="spectrum"),
     PruningConfig(slices_per_segment=2, budget="gains"),
+    PruningConfig(max_segment_tokens=60),
+    PruningConfig(rule="change", max_segment_tokens=60, budget="gains"),
     PruningConfig(slices_per_segment=3, projection_dim=64),
     PruningConfig(slices_per_segment=1, max_kernel_bytes=1 << 17),
 ]
@@ -51,7 +53,8 @@ def peak_of(video, config, backend):
 
 
 def describe(config):
-    return f"{config.segment_by}-{config.budget}-{config.projection_dim}-{config.max_kernel_bytes}"
+    most = config.max_segment_tokens, config.max_kernel_bytes
+    return f"{config.rule}-{config.segment_by}-{config.budget}-{config.projection_dim}-{most}"
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=describe)

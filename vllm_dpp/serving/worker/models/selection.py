@@ -29,8 +29,9 @@ from vllm_dpp.serving.worker.models.agreement import agree
 from vllm_dpp.serving.worker.own_tokens import OwnTokens
 
 Select = Callable[[Sequence[VideoTokens], PruningConfig], list[torch.Tensor]]
-TOKENS_PER_SLICE = 256
-"""What the memory profile takes a slice to have; in Qwen2.5-VL 448 x 448 pixels."""
+TOKENS_PER_SLICE = 1024
+"""What the memory profile takes a slice to have; in Qwen2.5-VL 896 x 896 pixels. Of slices so large
+the features are held twice, since a segment is a part of several."""
 LEAST_PER_SLICE = 64
 """Tokens that stand for a slice at layer K, at least, where some have not entered.
 
