@@ -7,7 +7,7 @@ from vllm_dpp.pruning.dpp.mass import relevance_mass, spectral_mass
 from vllm_dpp.pruning.naive import naive_greedy_map, naive_keep_indices
 from vllm_dpp.pruning.pruner import keep_indices
 from vllm_dpp.pruning.relevance import normalize_relevance, question_attention
-from vllm_dpp.pruning.segments import Segments, scene_offsets, segment_offsets
+from vllm_dpp.pruning.segments import Segments, scene_offsets, segment_offsets, segment_order
 from vllm_dpp.pruning.video import VideoTokens
 from vllm_dpp.pruning.workspace import workspace_bytes
 
@@ -25,6 +25,7 @@ __all__ = [
     "relevance_mass",
     "scene_offsets",
     "segment_offsets",
+    "segment_order",
     "share_by_length",
     "share_by_weight",
     "spectral_mass",

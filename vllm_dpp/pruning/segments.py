@@ -18,6 +18,7 @@ from vllm_dpp.pruning.config import PruningConfig
 from vllm_dpp.pruning.rows import Rows, rows_of, rows_per_cast, unit_rows
 
 LEAST_SLICES = 4
+"""That a segment by "slices" spans, if the video and the settings have so many."""
 
 
 def segment_offsets(
