@@ -8,14 +8,15 @@ import pytest
 from vllm_dpp.bench import growth
 
 
-def test_the_median_round_counts() -> None:
-    rounds = [{"8": {"schedule": seconds, "step": 9 - seconds}} for seconds in (3.0, 1.0, 2.0)]
-    assert growth.median_of(rounds) == {"8": {"schedule": 2.0, "step": 7.0}}
+def test_steps_are_paired() -> None:
+    stock = [{"schedule": seconds, "update": 1.0} for seconds in (10.0, 50.0, 20.0)]
+    ours = [{"schedule": seconds, "update": 2.0, "layout": 0.5} for seconds in (13.0, 52.0, 90.0)]
+    assert growth.more_seconds({"stock": stock, "dpp": ours}) == 3 + 1 + 0.5
 
 
-def test_no_rounds(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_steps(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        growth.main(["--rounds", "0"])
+        growth.main(["--steps", "0"])
     assert "at least 1" in capsys.readouterr().err
 
 
@@ -23,14 +24,15 @@ def test_no_rounds(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.e2e
 def test_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "growth.json"
-    small = ["--running", "2", "--prompts", "1000", "2000", "--rounds", "1", "--json", str(output)]
+    small = ["--running", "2", "--prompts", "1000", "2000", "--steps", "3", "--json", str(output)]
     assert growth.main(small) == 0
     assert "of it" in capsys.readouterr().out
     document = json.loads(output.read_text())
     assert str(tmp_path) not in output.read_text()
     for arm, parts in (("stock", 3), ("dpp", 4)):
-        assert set(document["steps"][arm]) == {"2"}
-        for found in document["steps"][arm].values():
+        steps = document["steps"]["2"][arm]
+        assert len(steps) == 3
+        for found in steps:
             assert len(found) == parts and 0 < found["schedule"] < found["step"]
     for found in document["prompts"].values():
         assert min(found.values()) > 0

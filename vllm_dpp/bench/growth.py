@@ -8,12 +8,14 @@ blocks, and the plan and the names of the compact blocks.
 
 import argparse
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,40 +25,26 @@ from vllm_dpp.bench.summary import table
 
 MODULE = "vllm_dpp.bench.growth"
 ARMS = ("stock", "dpp")
-STEPS, WARM_UP = 30, 5
+HOST_PARTS = ("schedule", "update")
+WARM_UP = 5
 QUESTION, PAD, BLOCK_SIZE, NUM_VIDEOS = 1, 2, 16, 4
 
-Steps = dict[str, dict[str, float]]
-"""Median seconds of a step's parts, by requests that run."""
+Steps = list[dict[str, float]]
+"""Seconds of each part of each step."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns 0, or the status of an engine that failed."""
+    """Run the benchmark; returns 0. An engine that fails raises EOFError, behind its own error."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     options = _parse(arguments)
-    if options.only is not None:
-        options.json.write_text(json.dumps(steps_of(options.only, options.running)))
-        return 0
-    rounds: dict[str, list[Steps]] = {arm: [] for arm in ARMS}
-    for arm in ARMS * options.rounds:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "steps.json"
-            asked = ["--only", arm, "--running", *map(str, options.running), "--json", str(file)]
-            environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-            environment |= {"VLLM_PLUGINS": ""} if arm == "stock" else {}
-            command = [sys.executable, "-m", MODULE, *asked]
-            if status := subprocess.run(command, env=os.environ | environment).returncode:
-                return status
-            rounds[arm].append(json.loads(file.read_text()))
     document = {
         "provenance": provenance(MODULE, arguments),
-        "steps": {arm: median_of(found) for arm, found in rounds.items()},
-        "rounds": rounds,
+        "steps": steps_in_turn(options.running, options.steps),
         "prompts": {str(size): prompt_seconds(size) for size in options.prompts},
     }
     print(f"{one_line(document['provenance'])}\n\n{render(document)}")
     if options.json is not None:
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
+        options.json.write_text(json.dumps(document) + "\n")
     return 0
 
 
@@ -70,12 +58,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     running, prompts = [1, 8, 64, 256], [1_000, 10_000, 100_000]
     add("--running", type=int, nargs="+", default=running, metavar="N", help="(%(default)s)")
     add("--prompts", type=int, nargs="+", default=prompts, metavar="TOKENS", help="(%(default)s)")
-    add("--rounds", type=int, default=3, metavar="N", help="of both engines in turn (%(default)s)")
+    add("--steps", type=int, default=100, metavar="N", help="of each engine, in turn (%(default)s)")
     add("--json", type=Path, metavar="FILE", help="write all numbers, with provenance")
-    add("--only", choices=ARMS, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if min(options.rounds, *options.running) < 1:
-        parser.error("--rounds and --running must be at least 1")
+    if min(options.steps, *options.running) < 1:
+        parser.error("--steps and --running must be at least 1")
     return options
 
 
@@ -103,77 +90,110 @@ class Timer:
         return timed
 
     def take(self) -> dict[str, float]:
-        """The median of each since the last call."""
-        taken = {label: median(found) for label, found in self.seconds.items() if found}
+        """The sum of each since the last call."""
+        taken = {label: sum(found) for label, found in self.seconds.items()}
         for found in self.seconds.values():
             found.clear()
         return taken
 
 
-def median_of(rounds: Sequence[Steps]) -> Steps:
-    """The medians of what several rounds found."""
-    return {
-        number: {part: median(one[number][part] for one in rounds) for part in parts}
-        for number, parts in rounds[0].items()
-    }
+def steps_in_turn(running: Sequence[int], steps: int) -> dict[str, dict[str, Steps]]:
+    """Times the steps of both engines, one of each in turn, so that all meet the same machine.
+
+    Returns:
+        By number of requests that run, then by arm.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ExitStack() as stack:
+        pipes = {}
+        for arm in ARMS:
+            pipes[arm], remote = context.Pipe()
+            stack.enter_context(pipes[arm])
+            process = context.Process(target=_serve, args=(remote, arm, running), daemon=True)
+            process.start()
+            remote.close()
+        found: dict[str, dict[str, Steps]] = {}
+        for number in running:
+            taken: dict[str, Steps] = {arm: [] for arm in ARMS}
+            for pipe in pipes.values():
+                pipe.send(number)
+                pipe.recv()  # its requests decode
+            for arm, pipe in list(pipes.items()) * steps:
+                pipe.send(None)
+                taken[arm].append(pipe.recv())
+            found[str(number)] = taken
+    return found
 
 
-def steps_of(arm: str, running: Sequence[int]) -> Steps:
-    """Times an engine's steps."""
-    from vllm import LLM, SamplingParams
+def _serve(pipe: Connection, arm: str, running: Sequence[int]) -> None:
+    """The child: an engine that gets a number of requests to decode, or takes a step, when told."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    if arm == "stock":
+        os.environ["VLLM_PLUGINS"] = ""
+    with tempfile.TemporaryDirectory() as folder:
+        engine, timer = _engine(arm, max(running), Path(folder))
+        names: list[str] = []
+        try:
+            while True:
+                if (number := pipe.recv()) is None:
+                    engine.step()
+                else:
+                    engine.abort_request(names)
+                    engine.step()
+                    names = _decode(engine, number)
+                    timer.take()
+                pipe.send(timer.take())
+        except EOFError:
+            return  # that was all
+
+
+def _engine(arm: str, max_num_seqs: int, folder: Path) -> tuple[Any, Timer]:
+    from vllm import LLM
 
     from vllm_dpp.bench.throughput.arms import Model, parse_arm
-    from vllm_dpp.bench.throughput.workload import Workload
     from vllm_dpp.toy.checkpoint import make_checkpoint
     from vllm_dpp.toy.spec import TINY
 
     model = Model("Qwen2_5_VLForConditionalGeneration", TINY.num_layers)
     more = parse_arm(arm, model, retention_ratio=0.25, prune_layer=None).engine_args
-    with tempfile.TemporaryDirectory() as folder:
-        llm = LLM(
-            str(make_checkpoint(Path(folder) / "toy")),
-            dtype="float32",
-            enforce_eager=True,
-            max_model_len=1024,
-            max_num_seqs=max(running),
-            kv_cache_memory_bytes=3 * 2**30,
-            **more,
-        )
-        engine = llm.llm_engine
-        core = engine.engine_core.engine_core
-        methods = {
-            "schedule": (core.scheduler, "schedule"),
-            "update": (core.scheduler, "update_from_output"),
-            "step": (engine, "step"),
-        }
-        if arm != "stock":
-            loaded = core.model_executor.driver_worker.worker.model_runner.get_model()
-            methods["layout"] = (loaded.pruning, "prepare_step")
-        timer = Timer(methods)
-        found = {}
-        for number in running:
-            work = Workload(number, 8, 112, 112, output_tokens=512, seed=number)
-            params = SamplingParams(max_tokens=512, ignore_eos=True, detokenize=False)
-            names = [f"{number}-{i}" for i in range(number)]
-            for name, prompt in zip(names, work.prompts(llm.get_tokenizer()), strict=True):
-                engine.add_request(name, prompt, params)
-            while any(not request.num_output_tokens for request in _live(core, number)):
-                engine.step()
-            for _ in range(WARM_UP):
-                engine.step()
-            timer.take()
-            for _ in range(STEPS):
-                engine.step()
-            found[str(number)] = timer.take()
-            engine.abort_request(names)
-            engine.step()
-    return found
+    engine = LLM(
+        str(make_checkpoint(folder / "toy")),
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=1024,
+        max_num_seqs=max_num_seqs,
+        kv_cache_memory_bytes=3 * 2**30,
+        **more,
+    ).llm_engine
+    core = engine.engine_core.engine_core
+    methods = {
+        "schedule": (core.scheduler, "schedule"),
+        "update": (core.scheduler, "update_from_output"),
+        "step": (engine, "step"),
+    }
+    if arm != "stock":
+        loaded = core.model_executor.driver_worker.worker.model_runner.get_model()
+        methods["layout"] = (loaded.pruning, "prepare_step")
+    return engine, Timer(methods)
 
 
-def _live(core: Any, number: int) -> list[Any]:
-    requests = list(core.scheduler.requests.values())
-    assert len(requests) == number, "some ended before they were timed"
-    return requests
+def _decode(engine: Any, number: int) -> list[str]:
+    """Names of as many new requests, each past its prompt."""
+    from vllm import SamplingParams
+
+    from vllm_dpp.bench.throughput.workload import Workload
+
+    work = Workload(number, 8, 112, 112, output_tokens=512, seed=number)
+    params = SamplingParams(max_tokens=512, ignore_eos=True, detokenize=False)
+    names = [f"{number}-{i}" for i in range(number)]
+    for name, prompt in zip(names, work.prompts(engine.get_tokenizer()), strict=True):
+        engine.add_request(name, prompt, params)
+    requests = engine.engine_core.engine_core.scheduler.requests
+    while any(not request.num_output_tokens for request in requests.values()):
+        engine.step()
+    for _ in range(WARM_UP):
+        engine.step()
+    return names
 
 
 def prompt_seconds(size: int) -> dict[str, float]:
@@ -217,16 +237,14 @@ def prompt_seconds(size: int) -> dict[str, float]:
 
 def render(document: dict[str, Any]) -> str:
     """Both tables."""
-    stock, ours = (document["steps"][arm] for arm in ARMS)
     rows = []
-    for number, mine in ours.items():
-        theirs = stock[number]
-        more = sum(mine[part] - theirs[part] for part in ("schedule", "update")) + mine["layout"]
-        parts = [f"{_us(theirs[part])} / {_us(mine[part])}" for part in ("schedule", "update")]
-        share = f"{100 * more / theirs['step']:+.1f} %"
-        rows.append(
-            (number, *parts, _us(mine["layout"]), _us(more), f"{_us(theirs['step'])}", share)
-        )
+    for number, taken in document["steps"].items():
+        stock, ours = (taken[arm] for arm in ARMS)
+        parts = [f"{_median(stock, part)} / {_median(ours, part)}" for part in HOST_PARTS]
+        more = more_seconds(taken)
+        step = median(one["step"] for one in stock)
+        share = f"{100 * more / step:+.1f} %"
+        rows.append((number, *parts, _median(ours, "layout"), _us(more), _us(step), share))
     header = ("decoding", "schedule", "update", "layout", "more", "stock's step", "of it")
     steps = table(header, rows)
     costs = [
@@ -235,9 +253,22 @@ def render(document: dict[str, Any]) -> str:
     ]
     prompts = table(("tokens", "vLLM's hashes", "plan", "compact names"), costs)
     return (
-        f"A step, us: stock / with the plugin\n{steps}\n\n"
+        f"A step, us, medians: stock / with the plugin\n{steps}\n\n"
         f"A prompt of {NUM_VIDEOS} videos when it arrives, us\n{prompts}"
     )
+
+
+def more_seconds(taken: dict[str, Steps]) -> float:
+    """The median of what a step of the plugin's does more on the host than stock's before it."""
+    stock, ours = (taken[arm] for arm in ARMS)
+    return median(
+        sum(mine[part] - theirs[part] for part in HOST_PARTS) + mine["layout"]
+        for mine, theirs in zip(ours, stock, strict=True)
+    )
+
+
+def _median(steps: Steps, part: str) -> str:
+    return _us(median(one[part] for one in steps))
 
 
 def _us(seconds: float) -> str:
