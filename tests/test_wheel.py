@@ -43,7 +43,9 @@ def test_the_product_is_in_it_and_the_laboratory_is_not(installed: Path) -> None
     assert sum(path.stat().st_size for path in installed.rglob("*.*") if path.is_file()) < 2e6
 
 
-@pytest.mark.parametrize("arguments", [["quality"], ["share-out"], ["footage"], ["soak"]])
+@pytest.mark.parametrize(
+    "arguments", [["quality"], ["share-out"], ["large-frames"], ["footage"], ["soak"]]
+)
 def test_what_needs_the_laboratory_says_so(installed: Path, arguments: list[str]) -> None:
     # Without `site`, which would let an editable installation fill in what the wheel lacks.
     command = [sys.executable, "-S", "-m", "vllm_dpp", "bench", *arguments]

@@ -20,12 +20,13 @@ NO_LABORATORY = (
     "{} needs the project's own task and trained models, which are in a checkout of its "
     "repository and not in the installed package"
 )
-OF_LABORATORY = ("quality", "share-out", "footage")
+OF_LABORATORY = ("quality", "share-out", "large-frames", "footage")
 
 BENCHMARKS = {
     "pruner": "vllm_dpp.bench.pruner.command",
     "large-segments": "vllm_dpp.bench.large_segments",
     "share-out": "vllm_dpp.bench.share_out",
+    "large-frames": "vllm_dpp.bench.large_frames",
     "footage": "vllm_dpp.bench.footage",
     "throughput": "vllm_dpp.bench.throughput.command",
     "quality": "vllm_dpp.bench.quality.command",
@@ -102,6 +103,7 @@ def bench(argv: Sequence[str]) -> int:
         epilog="pruner: the selection alone, against other algorithms; needs PyTorch only. "
         "large-segments: its low-rank path and ranks that share the work; needs PyTorch only. "
         "share-out: how the tokens of a long video are shared among its segments. "
+        "large-frames: what segments see of videos whose slices are as long. "
         "footage: whether real videos look to the rules as rendered ones do. "
         "throughput: whole engines, against stock vLLM. "
         "quality: right answers of a small trained model, by method, at equal cost. "

@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("cv2")
 pytest.importorskip("transformers")
 
-from vllm_dpp.bench import share_out  # noqa: E402  (needs the modules above)
+from vllm_dpp.bench import share_out, shots  # noqa: E402  (needs the modules above)
 from vllm_dpp.quality.scene import NUM_CELLS  # noqa: E402  (likewise)
 
 SMALL = ["--videos", "1", "--shots", "2", "--slices-per-segment", "4", "16", "--shares", "0.1"]
@@ -38,7 +38,7 @@ def test_gains_are_the_greedy_selection_where_segments_have_nothing_in_common() 
     features = torch.zeros(slices * cells, 2 * 64)
     half = slices * cells // 2
     features[:half, :64], features[half:, 64:] = torch.randn(2, half, 64)
-    video = share_out.LongVideo(features, torch.zeros(slices * cells).long(), slices)
+    video = shots.LongVideo(features, torch.zeros(slices * cells).long(), slices)
     for share in (0.1, 0.3, 0.6):
         whole, by_gains = (
             share_out._keep(video, way, slices // 2, share) for way in (share_out.WHOLE, "gains")

@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,43 +24,18 @@ from torch import Tensor
 
 from vllm_dpp.bench.help import HelpFormatter
 from vllm_dpp.bench.provenance import one_line, provenance
+from vllm_dpp.bench.shots import LongVideo, make_video, things_seen, tokens_of
 from vllm_dpp.bench.summary import table
 from vllm_dpp.pruning import PruningConfig, keep_indices
 from vllm_dpp.pruning.budget import num_kept
 from vllm_dpp.pruning.config import BudgetRule
 from vllm_dpp.pruning.dpp.kernel import conditioned_kernel
 from vllm_dpp.pruning.rules.change import OBJECTIVE, change, quality
-from vllm_dpp.pruning.video import VideoTokens
-from vllm_dpp.quality import network
-from vllm_dpp.quality.camera import CAMERAS
-from vllm_dpp.quality.labels import NO_SHAPE, label_cells
 from vllm_dpp.quality.model import TRAINED, load_model
-from vllm_dpp.quality.render import render
-from vllm_dpp.quality.scene import SceneSpec, make_scene
 
 MODULE = "vllm_dpp.bench.share_out"
 WHOLE = "whole video"
 WAYS = (*get_args(BudgetRule), WHOLE)
-FIRST_SEED = 500_000
-"""Of the shots: held out, and of no other test set."""
-
-QUIET = SceneSpec(num_things=(3, 4), num_briefs=(0, 1), num_distractors=(0, 1))
-BUSY = SceneSpec(num_things=(8, 9), num_briefs=(3, 4), num_distractors=(5, 7))
-
-
-@dataclass(frozen=True)
-class LongVideo:
-    """A video of several shots.
-
-    Args:
-        features: [N, D] float32, what the vision encoder gives.
-        things: [N] int64, which thing of which shot a token shows; -1 for none.
-        num_slices: of the video.
-    """
-
-    features: Tensor
-    things: Tensor
-    num_slices: int
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model, _ = load_model(options.model)
     rows = []
     with torch.inference_mode():
-        videos = [_video(model, seed, options.shots) for seed in range(options.videos)]
+        videos = [make_video(model, seed, options.shots) for seed in range(options.videos)]
         for slices in options.slices_per_segment:
             rows += [_measure(videos, slices, share) for share in options.shares]
     document: dict[str, Any] = {"provenance": provenance(MODULE, arguments), "rows": rows}
@@ -104,21 +79,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _video(model: Any, seed: int, num_shots: int) -> LongVideo:
-    """Shots in random order, a third of them busy, each under one of the cameras."""
-    rng = np.random.default_rng((seed, num_shots, 8))
-    features, things, slices, first = [], [], 0, 0
-    for shot in range(num_shots):
-        spec = replace(BUSY if rng.random() < 1 / 3 else QUIET, cameras=CAMERAS)
-        scene = make_scene(FIRST_SEED + seed * num_shots + shot, spec)
-        frames = torch.from_numpy(render(scene)[None])
-        features.append(network.encode_videos(model, network.patchify(frames), 1)[0])
-        shapes = torch.from_numpy(label_cells(scene).shape)
-        things.append(torch.where(shapes == NO_SHAPE, -1, shapes + first))
-        first, slices = first + NO_SHAPE, slices + scene.num_steps
-    return LongVideo(torch.cat(features), torch.cat(things), slices)
-
-
 def _measure(videos: Sequence[LongVideo], slices: int, share: float) -> dict[str, Any]:
     """By way: means over the videos."""
     found: dict[str, list[tuple[float, float, float]]] = {way: [] for way in WAYS}
@@ -129,7 +89,7 @@ def _measure(videos: Sequence[LongVideo], slices: int, share: float) -> dict[str
         for way, own in kept.items():
             same = len(whole & set(own.tolist())) / len(own)
             lost = (best - _log_det(kernel, own)) / len(own)
-            found[way].append((_seen(video, own), lost, same))
+            found[way].append((things_seen(video, own), lost, same))
     means = {way: np.mean(values, axis=0).tolist() for way, values in found.items()}
     return {
         "slices_per_segment": slices,
@@ -152,28 +112,18 @@ def _keep(video: LongVideo, way: str, slices: int, share: float) -> Tensor:
         if way == WHOLE
         else PruningConfig.from_mapping({**vars(config), "budget": way})
     )
-    return keep_indices([_tokens(video, count)], config)[0]
-
-
-def _tokens(video: LongVideo, count: int) -> VideoTokens:
-    return VideoTokens(video.features, None, count, video.num_slices)
+    return keep_indices([tokens_of(video, count)], config)[0]
 
 
 def _kernel(video: LongVideo) -> Tensor:
     """[N, N] float64 kernel of the whole video, by whose determinant sets are compared."""
-    worth = quality(change(_tokens(video, 1)))
+    worth = quality(change(tokens_of(video, 1)))
     return conditioned_kernel(video.features, worth, OBJECTIVE.quartic).double()
 
 
 def _log_det(kernel: Tensor, kept: Tensor) -> float:
     inside = kernel[kept][:, kept] + 1e-6 * torch.eye(len(kept), dtype=kernel.dtype)
     return float(torch.linalg.slogdet(inside).logabsdet)
-
-
-def _seen(video: LongVideo, kept: Tensor) -> float:
-    """Share of the video's things that a kept token shows."""
-    own = set(video.things[kept].tolist()) - {-1}
-    return len(own) / len(set(video.things.tolist()) - {-1})
 
 
 def render_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -1,0 +1,131 @@
+"""What segments of large frames see of a video, by how they are cut.
+
+``vllm-dpp bench large-frames --help`` lists the options. A slice of a large frame fills a segment.
+Here frames are large since many videos play in them side by side, each of its own shots under its
+own camera, as a trained model's vision encoder gives them. What enters the decoder is chosen in
+segments of one slice, in what the product makes of the same length, the same part of each of four,
+and in segments of four whole slices, four times as long. Counted are the things that a kept token
+shows.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vllm_dpp.bench.help import HelpFormatter
+from vllm_dpp.bench.provenance import one_line, provenance
+from vllm_dpp.bench.shots import LongVideo, make_video, things_seen, tokens_of
+from vllm_dpp.bench.summary import table
+from vllm_dpp.pruning import PruningConfig, keep_indices
+from vllm_dpp.pruning.budget import num_kept
+from vllm_dpp.pruning.segments import LEAST_SLICES
+from vllm_dpp.quality.model import TRAINED, load_model
+from vllm_dpp.quality.scene import GRID
+
+MODULE = "vllm_dpp.bench.large_frames"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns 0."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    options = _parse(arguments)
+    model, _ = load_model(options.model)
+    with torch.inference_mode():
+        videos = [
+            side_by_side(model, seed, options.tiles, options.shots)
+            for seed in range(options.videos)
+        ]
+        rows = [_measure(videos, share) for share in options.shares]
+    document: dict[str, Any] = {"provenance": provenance(MODULE, arguments), "rows": rows}
+    print(one_line(document["provenance"]))
+    slices, tokens = videos[0].num_slices, len(videos[0].features)
+    print(f"\n{options.videos} videos of {slices} slices of {tokens // slices} tokens")
+    print(render_table(rows))
+    if options.json is not None:
+        options.json.write_text(json.dumps(document, indent=1) + "\n")
+    return 0
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="vllm-dpp bench large-frames",
+        description="What segments of large frames see of a video, by how they are cut.",
+        formatter_class=HelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", type=Path, default=TRAINED, metavar="DIR", help="whose vision encoder")
+    add("--videos", type=int, default=8)
+    add("--shots", type=int, default=2, help="of each video, 8 slices each")
+    add("--tiles", type=int, default=8, help="videos side by side, a row; as many rows")
+    add("--shares", type=float, nargs="+", default=[0.03, 0.05, 0.1, 0.2, 0.4], help="that enter")
+    add("--json", type=Path, metavar="FILE", help="write all numbers, with provenance")
+    options = parser.parse_args(arguments)
+    if not all(0 < share < 1 for share in options.shares):
+        parser.error("--shares must lie between 0 and 1")
+    if min(options.videos, options.shots, options.tiles) < 1:
+        parser.error("--videos, --shots and --tiles must be at least 1")
+    return options
+
+
+def side_by_side(model: Any, seed: int, tiles: int, num_shots: int) -> LongVideo:
+    """One video in whose frames tiles * tiles others play."""
+    first = seed * tiles**2
+    parts = [make_video(model, first + tile, num_shots) for tile in range(tiles**2)]
+    own = [
+        torch.where(part.things < 0, -1, part.things * len(parts) + i)
+        for i, part in enumerate(parts)
+    ]
+    slices = parts[0].num_slices
+    return LongVideo(_tiled([part.features for part in parts], slices), _tiled(own, slices), slices)
+
+
+def _tiled(parts: Sequence[Tensor], slices: int) -> Tensor:
+    """[N * T * T, ...], row by row of the large frames, of T * T [N, ...]."""
+    tiles = round(len(parts) ** 0.5)
+    by_tile = torch.stack(list(parts)).unflatten(1, (slices, GRID, GRID)).unflatten(0, (tiles, -1))
+    # [tile row, tile column, slice, row, column, ...], of which a frame is read by rows.
+    return by_tile.movedim((2, 0, 3, 1), (0, 1, 2, 3)).flatten(0, 4)
+
+
+def cuts(tokens_per_slice: int) -> dict[str, PruningConfig]:
+    """The product's first stage, by what a segment is."""
+    first = PruningConfig(rule="change", relevance="none", budget="gains")
+    whole = replace(first, max_segment_tokens=None)
+    return {
+        "one slice": replace(whole, slices_per_segment=1),
+        "a part of each of four": replace(first, max_segment_tokens=tokens_per_slice),
+        "four slices": replace(whole, slices_per_segment=LEAST_SLICES),
+    }
+
+
+def _measure(videos: Sequence[LongVideo], share: float) -> dict[str, Any]:
+    seen: dict[str, float] = {}
+    for cut, config in cuts(len(videos[0].features) // videos[0].num_slices).items():
+        kept = [
+            keep_indices([tokens_of(video, num_kept(len(video.features), share))], config)[0]
+            for video in videos
+        ]
+        seen[cut] = fmean(map(things_seen, videos, kept))
+    return {"share": share, "things": seen}
+
+
+def render_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Things seen, by share that enters and by what a segment is."""
+    header = ("entering", *(f"{cut}, %" for cut in rows[0]["things"]))
+    cells = [
+        (f"{row['share']:g}", *(f"{100 * seen:.1f}" for seen in row["things"].values()))
+        for row in rows
+    ]
+    return f"{table(header, cells)}\nthings of the video that an entering token shows, in %"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
