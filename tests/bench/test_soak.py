@@ -86,9 +86,9 @@ def test_bad_requests_get_a_4xx(status: int, error: str, is_fault: bool) -> None
 
 
 def test_equal_seeds_make_equal_cases_of_every_kind(tmp_path: Path) -> None:
-    first, second = ([*Maker(tmp_path, 7, 128).good(2)] for _ in range(2))
+    first, second = ([*Maker(tmp_path, 7, 128, 224).good(2)] for _ in range(2))
     assert first == second and len({case.name for case in first}) == 14
-    bad = list(Maker(tmp_path, 7, 128).bad())
+    bad = list(Maker(tmp_path, 7, 128, 224).bad())
     assert not any(case.is_good for case in bad) and len({case.name for case in bad}) == len(bad)
 
 
@@ -107,9 +107,20 @@ def test_flags() -> None:
     assert ("--max-deferred-tokens", "352") in pairs and words[-2:] == ["--swap-space", "0"]
 
 
-def test_nothing_to_do() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--clients", "0"], "--clients"),
+        (["--side", "28"], "--side must be at least 56"),
+        (["--side", "896", "--long-tokens", "2047"], "raise --long-tokens"),
+    ],
+)
+def test_nothing_to_do(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        options.parse(["--clients", "0"])
+        options.parse(arguments)
+    assert named in capsys.readouterr().err
 
 
 SHORT = (

@@ -33,7 +33,7 @@ CHOICES: tuple[dict[str, float], ...] = (
     *(MIDDLE_ALONE | {RETENTION_RATIO_ARG: ratio} for ratio in (0.5, 0.1)),
 )
 """What requests choose for themselves."""
-LONG_SIDE = 224  # 64 tokens a slice
+LONGEST_SLICES = 24  # of all but the long videos
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +73,13 @@ class Maker:
         folder: For video files.
         seed: Of everything.
         long_tokens: Tokens of the longest videos.
+        side: Pixels of the side of their frames, and of the largest frames of others.
     """
 
-    def __init__(self, folder: Path, seed: int, long_tokens: int) -> None:
+    def __init__(self, folder: Path, seed: int, long_tokens: int, side: int) -> None:
         self._folder, self._rng, self._seed = folder, random.Random(seed), 1000 * seed
-        self._long_frames = long_tokens // (LONG_SIDE // PATCH) ** 2 * FRAMES_PER_SLICE
+        self._long_tokens, self._side = long_tokens, side
+        self._long_frames = long_tokens // (side // PATCH) ** 2 * FRAMES_PER_SLICE
 
     def good(self, each: int) -> list[Case]:
         """``each`` cases of every kind of good request."""
@@ -134,11 +136,14 @@ class Maker:
 
     def long_video(self, num_frames: int | None = None) -> Message:
         frames = num_frames or self._long_frames
-        return video(clip(self._folder, self._next(), frames, LONG_SIDE))
+        return video(clip(self._folder, self._next(), frames, self._side))
 
     def _video(self) -> Message:
-        frames = 2 * self._rng.randint(2, 24)
-        return video(clip(self._folder, self._next(), frames, 28 * self._rng.randint(2, 8)))
+        """Of at most three quarters of the tokens of a long one."""
+        side = self._rng.randint(2, self._side // PATCH)
+        most = min(LONGEST_SLICES, 3 * self._long_tokens // 4 // side**2)
+        frames = FRAMES_PER_SLICE * self._rng.randint(min(2, most), most)
+        return video(clip(self._folder, self._next(), frames, side * PATCH))
 
     def _image(self) -> Message:
         height, width = (28 * self._rng.randint(2, 8) for _ in range(2))

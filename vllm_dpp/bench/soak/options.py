@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vllm_dpp.bench.chat.arms import Arm
 from vllm_dpp.bench.help import HelpFormatter
+from vllm_dpp.bench.soak.cases import PATCH
 
 MODULE = "vllm_dpp.bench.soak"
 TRAINED = "trained"
@@ -32,6 +33,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--stock", action="store_true", help="stock vLLM, for comparison: without our arguments")
     add("--compiled", action="store_true", help="compile the layers, as vLLM does unless told not")
     add("--long-tokens", type=int, default=2048, help="tokens of the long videos")
+    add("--side", type=int, default=224, metavar="PIXELS", help="of the largest frames")
     add("--max-num-batched-tokens", type=int, default=512, help="limit of tokens in a step")
     add("--max-num-seqs", type=int, default=32, help="limit of running requests")
     add("--max-model-len", type=int, default=3072, help="limit of tokens in a request")
@@ -43,6 +45,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     options.flags = flags
     if options.minutes <= 0 or options.clients < 1 or options.cases < 1:
         parser.error("--minutes, --clients and --cases must be positive")
+    if options.side < 2 * PATCH or options.long_tokens < 2 * (options.side // PATCH) ** 2:
+        parser.error(
+            f"--side must be at least {2 * PATCH}, and a long video have at least two slices: "
+            "raise --long-tokens"
+        )
     return options
 
 

@@ -25,7 +25,7 @@ def render(document: Mapping[str, Any]) -> str:
         f"{options['clients']} clients for {options['minutes']:g} minutes, "
         f"{'stock vLLM' if options['stock'] else 'pruned'}, {document['model']}, "
         f"{options['kv_cache_mib']} MiB of KV, steps of {options['max_num_batched_tokens']} "
-        f"tokens, videos of up to {options['long_tokens']}",
+        f"tokens, videos of up to {options['long_tokens']} and {options['side']} pixels a side",
         "",
         "| what | count |",
         "| --- | --: |",
