@@ -40,6 +40,10 @@ ENGINE_ARGS: dict[str, Any] = {
 }
 
 
+AT_ONCE = 128
+"""Requests that an engine is given: the pixels of a film are 20 MB."""
+
+
 @dataclass(frozen=True)
 class Answers:
     """What one arm answered.
@@ -108,7 +112,7 @@ class QualityEngine:
         return video, output.outputs[0].text.strip()
 
     def _ask(self, arm: Arm, asked: Sequence[Asked], record: bool = False) -> list[Any]:
-        """vLLM's outputs."""
+        """vLLM's outputs, of so many at once as there is memory for their pixels."""
         from vllm import SamplingParams
 
         extra: dict[str, Any] = {}
@@ -116,11 +120,14 @@ class QualityEngine:
         if self._prunes:
             extra = {RETENTION_RATIO_ARG: ratio, RECORD_ARG: record, **arm.choices}
         sampling = SamplingParams(max_tokens=1, temperature=0.0, extra_args=extra or None)
-        prompts = list(_prompts(self.test_set, asked, arm))
-        if arm.method.entry is not None:
-            for prompt in prompts:
-                prompt["mm_processor_kwargs"] = {ENTRY_RATIO_ARG: entry_ratio}
-        return self._llm.generate(prompts, sampling, use_tqdm=False)
+        outputs = []
+        for first in range(0, len(asked), AT_ONCE):
+            prompts = list(_prompts(self.test_set, asked[first : first + AT_ONCE], arm))
+            if arm.method.entry is not None:
+                for prompt in prompts:
+                    prompt["mm_processor_kwargs"] = {ENTRY_RATIO_ARG: entry_ratio}
+            outputs += self._llm.generate(prompts, sampling, use_tqdm=False)
+        return outputs
 
     def _answers(self, arm: Arm, entered: int, right: tuple[bool, ...]) -> Answers:
         frames, height, width, _ = self.test_set.videos[0].shape
