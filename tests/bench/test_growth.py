@@ -14,10 +14,13 @@ def test_steps_are_paired() -> None:
     assert growth.more_seconds({"stock": stock, "dpp": ours}) == 3 + 1 + 0.5
 
 
-def test_no_steps(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("steps", "named"), [("0", "at least 1"), ("401", "at most 400")])
+def test_too_few_steps_or_too_many(
+    steps: str, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        growth.main(["--steps", "0"])
-    assert "at least 1" in capsys.readouterr().err
+        growth.main(["--steps", steps])
+    assert named in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from vllm_dpp.bench.summary import table
 MODULE = "vllm_dpp.bench.growth"
 ARMS = ("stock", "dpp")
 HOST_PARTS = ("schedule", "update")
-WARM_UP = 5
+WARM_UP, OUTPUT_TOKENS, MOST_STEPS = 5, 512, 400
 QUESTION, PAD, BLOCK_SIZE, NUM_VIDEOS = 1, 2, 16, 4
 
 Steps = list[dict[str, float]]
@@ -63,6 +63,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if min(options.steps, *options.running) < 1:
         parser.error("--steps and --running must be at least 1")
+    if options.steps > MOST_STEPS:
+        parser.error(f"--steps must be at most {MOST_STEPS}: then the first requests end")
     return options
 
 
@@ -184,8 +186,8 @@ def _decode(engine: Any, number: int) -> list[str]:
 
     from vllm_dpp.bench.throughput.workload import Workload
 
-    work = Workload(number, 8, 112, 112, output_tokens=512, seed=number)
-    params = SamplingParams(max_tokens=512, ignore_eos=True, detokenize=False)
+    work = Workload(number, 8, 112, 112, output_tokens=OUTPUT_TOKENS, seed=number)
+    params = SamplingParams(max_tokens=OUTPUT_TOKENS, ignore_eos=True, detokenize=False)
     names = [f"{number}-{i}" for i in range(number)]
     for name, prompt in zip(names, work.prompts(engine.get_tokenizer()), strict=True):
         engine.add_request(name, prompt, params)
