@@ -63,10 +63,14 @@ def test_settings_are_chosen_on_other_videos() -> None:
         assert len(set(videos)) == len(videos)
 
 
-@pytest.mark.parametrize(("name", "kinds"), [("film", NEEDLE_KINDS), ("ordinary", (ORDINARY,))])
-def test_films(name: str, kinds: tuple[str, ...]) -> None:
-    alone, later = (make_test_set(name + suffix, 2, LEARNED) for suffix in ("", "-later"))
-    assert Counter(alone.kinds) == dict.fromkeys(kinds, 2)  # of the rest nothing is asked
+@pytest.mark.parametrize(
+    ("name", "kinds", "by_video"), [("film", NEEDLE_KINDS, None), ("ordinary", (ORDINARY,), [3, 1])]
+)
+def test_films(name: str, kinds: tuple[str, ...], by_video: list[int] | None) -> None:
+    alone, later = (make_test_set(name + suffix, 4, LEARNED) for suffix in ("", "-later"))
+    assert Counter(alone.kinds) == dict.fromkeys(kinds, 4)  # of the rest nothing is asked
+    assert by_video in (None, [*Counter(alone.groups).values()])
+    assert len({(item.video, item.question.text) for item in alone.asked}) == len(alone.asked)
     assert [item.question for item in alone.asked] == [item.question for item in later.asked]
     for item in later.asked:  # about another needle first
         shapes = [set(q.text.lower().strip("?").split()) & {*SHAPES} for q in item.chat]

@@ -1,7 +1,7 @@
 """The questions of the benchmark and the videos they are about, as a user would send them."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -113,6 +113,7 @@ class TestSet:
 def make_test_set(split: str, per_kind: int, kinds: Sequence[str]) -> TestSet:
     """Returns `per_kind` questions of each of `kinds`, at most one of a kind about a video.
 
+    Of ordinary moments up to three are asked about each film, which has five of them or more.
     Of things that are not there as many are asked in all. A kind that nothing is asked of about
     such videos is left out.
 
@@ -134,7 +135,9 @@ def make_test_set(split: str, per_kind: int, kinds: Sequence[str]) -> TestSet:
         for seed in range(first_seed, first_seed + _MOST_VIDEOS):
             scene = source.make(seed)
             questions = _absent(scene) if is_absent else source.questions(scene)
-            chosen = _one_of_each(questions, seed, [k for k in kinds if missing[k]])
+            chosen = _some_of_each(
+                questions, seed, {k: min(missing[k], source.most) for k in kinds if missing[k]}
+            )
             if chosen:
                 asked += [
                     Asked(len(videos), (_another(question, questions), question))
@@ -156,13 +159,17 @@ def kinds_of(test_set: str, kinds: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Source:
-    """Where videos come from: facts by seed, what can be asked about them, how they look."""
+    """Where videos come from: facts by seed, what can be asked about them, how they look.
+
+    At most `most` questions of a kind are asked about one.
+    """
 
     kinds: tuple[str, ...]
     make: Callable[[int], Any]
     questions: Callable[[Any], list[Question]]
     render: Callable[[Any], Frames]
     fps: float
+    most: int = 1
 
 
 def _source(test_set: str) -> _Source:
@@ -170,7 +177,7 @@ def _source(test_set: str) -> _Source:
     if split == FILM:
         return _Source(NEEDLE_KINDS, make_film, needle_questions, render_film, FILM_FPS)
     if split == ORDINARY_FILM:
-        return _Source((ORDINARY,), make_film, moment_questions, render_film, FILM_FPS)
+        return _Source((ORDINARY,), make_film, moment_questions, render_film, FILM_FPS, most=3)
     make = partial(make_scene, spec=SPLITS[split])
     return _Source(SCENE_KINDS, make, _scene_questions, render, FPS)
 
@@ -179,11 +186,17 @@ def _scene_questions(scene: Scene) -> list[Question]:
     return [question for question in make_questions(scene) if question.kind in SCENE_KINDS]
 
 
-def _one_of_each(questions: list[Question], seed: int, kinds: Sequence[str]) -> list[Question]:
+def _some_of_each(
+    questions: list[Question], seed: int, wanted: Mapping[str, int]
+) -> list[Question]:
+    """As many of each kind as are wanted, or there are."""
     rng = np.random.default_rng((seed, 5))
     shuffled = [questions[i] for i in rng.permutation(len(questions))]
-    first = {question.kind: question for question in reversed(shuffled)}
-    return [first[kind] for kind in kinds if kind in first]
+    return [
+        question
+        for kind, number in wanted.items()
+        for question in [each for each in shuffled if each.kind == kind][:number]
+    ]
 
 
 def _absent(scene: Scene) -> list[Question]:
