@@ -13,21 +13,26 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vllm_dpp.bench.help import HelpFormatter
 from vllm_dpp.bench.provenance import one_line, provenance
-from vllm_dpp.bench.shots import LongVideo, make_video, things_seen, tokens_of
+from vllm_dpp.bench.shots import (
+    LongVideo,
+    make_parser,
+    make_video,
+    parse_counts,
+    things_seen,
+    tokens_of,
+)
 from vllm_dpp.bench.summary import table
 from vllm_dpp.pruning import PruningConfig, keep_indices
 from vllm_dpp.pruning.budget import num_kept
 from vllm_dpp.pruning.segments import LEAST_SLICES
-from vllm_dpp.quality.model import TRAINED, load_model
+from vllm_dpp.quality.model import load_model
 from vllm_dpp.quality.scene import GRID
 
 MODULE = "vllm_dpp.bench.large_frames"
@@ -55,24 +60,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="vllm-dpp bench large-frames",
-        description="What segments of large frames see of a video, by how they are cut.",
-        formatter_class=HelpFormatter,
+    parser = make_parser(
+        "large-frames",
+        "What segments of large frames see of a video, by how they are cut.",
+        videos=8,
+        shots=2,
+        shares=[0.03, 0.05, 0.1, 0.2, 0.4],
     )
-    add = parser.add_argument
-    add("--model", type=Path, default=TRAINED, metavar="DIR", help="whose vision encoder")
-    add("--videos", type=int, default=8)
-    add("--shots", type=int, default=2, help="of each video, 8 slices each")
-    add("--tiles", type=int, default=8, help="videos side by side, a row; as many rows")
-    add("--shares", type=float, nargs="+", default=[0.03, 0.05, 0.1, 0.2, 0.4], help="that enter")
-    add("--json", type=Path, metavar="FILE", help="write all numbers, with provenance")
-    options = parser.parse_args(arguments)
-    if not all(0 < share < 1 for share in options.shares):
-        parser.error("--shares must lie between 0 and 1")
-    if min(options.videos, options.shots, options.tiles) < 1:
-        parser.error("--videos, --shots and --tiles must be at least 1")
-    return options
+    parser.add_argument(
+        "--tiles", type=int, default=8, help="videos side by side, a row; as many rows"
+    )
+    return parse_counts(parser, arguments, "videos", "shots", "tiles")
 
 
 def side_by_side(model: Any, seed: int, tiles: int, num_shots: int) -> LongVideo:

@@ -15,23 +15,28 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vllm_dpp.bench.help import HelpFormatter
 from vllm_dpp.bench.provenance import one_line, provenance
-from vllm_dpp.bench.shots import LongVideo, make_video, things_seen, tokens_of
+from vllm_dpp.bench.shots import (
+    LongVideo,
+    make_parser,
+    make_video,
+    parse_counts,
+    things_seen,
+    tokens_of,
+)
 from vllm_dpp.bench.summary import table
 from vllm_dpp.pruning import PruningConfig, keep_indices
 from vllm_dpp.pruning.budget import num_kept
 from vllm_dpp.pruning.config import BudgetRule
 from vllm_dpp.pruning.dpp.kernel import conditioned_kernel
 from vllm_dpp.pruning.rules.change import OBJECTIVE, change, quality
-from vllm_dpp.quality.model import TRAINED, load_model
+from vllm_dpp.quality.model import load_model
 
 MODULE = "vllm_dpp.bench.share_out"
 WHOLE = "whole video"
@@ -58,25 +63,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="vllm-dpp bench share-out",
-        description="Ways to share the kept tokens of a long video out among its segments, held "
-        "to one selection from the whole video.",
-        formatter_class=HelpFormatter,
+    parser = make_parser(
+        "share-out",
+        "Ways to share the kept tokens of a long video out among its segments, held to one "
+        "selection from the whole video.",
+        videos=24,
+        shots=8,
+        shares=[0.05, 0.1, 0.2, 0.4],
     )
-    add = parser.add_argument
-    add("--model", type=Path, default=TRAINED, metavar="DIR", help="whose vision encoder")
-    add("--videos", type=int, default=24)
-    add("--shots", type=int, default=8, help="of each video, 8 slices each")
-    add("--slices-per-segment", type=int, nargs="+", default=[4, 16], metavar="N")
-    add("--shares", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.4], help="of tokens kept")
-    add("--json", type=Path, metavar="FILE", help="write all numbers, with provenance")
-    options = parser.parse_args(arguments)
-    if not all(0 < share < 1 for share in options.shares):
-        parser.error("--shares must lie between 0 and 1")
-    if min(options.videos, options.shots, *options.slices_per_segment) < 1:
-        parser.error("--videos, --shots and --slices-per-segment must be at least 1")
-    return options
+    parser.add_argument("--slices-per-segment", type=int, nargs="+", default=[4, 16], metavar="N")
+    return parse_counts(parser, arguments, "videos", "shots", "slices_per_segment")
 
 
 def _measure(videos: Sequence[LongVideo], slices: int, share: float) -> dict[str, Any]:

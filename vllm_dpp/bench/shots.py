@@ -1,16 +1,21 @@
 """Videos of several shots as a trained model's vision encoder gives them, and what they show."""
 
+import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vllm_dpp.bench.help import HelpFormatter
 from vllm_dpp.pruning.video import VideoTokens
 from vllm_dpp.quality import network
 from vllm_dpp.quality.camera import CAMERAS
 from vllm_dpp.quality.labels import NO_SHAPE, label_cells
+from vllm_dpp.quality.model import TRAINED
 from vllm_dpp.quality.render import render
 from vllm_dpp.quality.scene import SceneSpec, make_scene
 
@@ -60,3 +65,33 @@ def things_seen(video: LongVideo, kept: Tensor) -> float:
     """Share of the video's things that a kept token shows."""
     own = set(video.things[kept].tolist()) - {-1}
     return len(own) / len(set(video.things.tolist()) - {-1})
+
+
+def make_parser(
+    name: str, description: str, *, videos: int, shots: int, shares: Sequence[float]
+) -> argparse.ArgumentParser:
+    """The command line of a benchmark of such videos, and its defaults."""
+    parser = argparse.ArgumentParser(
+        prog=f"vllm-dpp bench {name}", description=description, formatter_class=HelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", type=Path, default=TRAINED, metavar="DIR", help="whose vision encoder")
+    add("--videos", type=int, default=videos)
+    add("--shots", type=int, default=shots, help="of each video, 8 slices each")
+    add("--shares", type=float, nargs="+", default=shares, help="of tokens kept")
+    add("--json", type=Path, metavar="FILE", help="write all numbers, with provenance")
+    return parser
+
+
+def parse_counts(
+    parser: argparse.ArgumentParser, arguments: Sequence[str], *counts: str
+) -> argparse.Namespace:
+    """The options; a share out of (0, 1), or a count below 1, ends the program with status 2."""
+    options = parser.parse_args(arguments)
+    if not all(0 < share < 1 for share in options.shares):
+        parser.error("--shares must lie between 0 and 1")
+    for name in counts:
+        value = getattr(options, name)
+        if min(value if isinstance(value, list) else [value]) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    return options
