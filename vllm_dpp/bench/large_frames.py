@@ -9,7 +9,6 @@ shows.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vllm_dpp.bench.provenance import one_line, provenance
 from vllm_dpp.bench.shots import (
     LongVideo,
     make_parser,
     make_video,
     parse_counts,
+    report,
     things_seen,
     tokens_of,
 )
@@ -49,13 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             for seed in range(options.videos)
         ]
         rows = [_measure(videos, share) for share in options.shares]
-    document: dict[str, Any] = {"provenance": provenance(MODULE, arguments), "rows": rows}
-    print(one_line(document["provenance"]))
     slices, tokens = videos[0].num_slices, len(videos[0].features)
-    print(f"\n{options.videos} videos of {slices} slices of {tokens // slices} tokens")
-    print(render_table(rows))
-    if options.json is not None:
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
+    what = f"{options.videos} videos of {slices} slices of {tokens // slices} tokens"
+    report(MODULE, arguments, rows, f"{what}\n{render_table(rows)}", options.json)
     return 0
 
 

@@ -11,7 +11,6 @@ Ways of sharing: those of the setting `budget`; ``relevance`` is the mass of cha
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,12 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vllm_dpp.bench.provenance import one_line, provenance
 from vllm_dpp.bench.shots import (
     LongVideo,
     make_parser,
     make_video,
     parse_counts,
+    report,
     things_seen,
     tokens_of,
 )
@@ -53,12 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         videos = [make_video(model, seed, options.shots) for seed in range(options.videos)]
         for slices in options.slices_per_segment:
             rows += [_measure(videos, slices, share) for share in options.shares]
-    document: dict[str, Any] = {"provenance": provenance(MODULE, arguments), "rows": rows}
-    print(one_line(document["provenance"]))
-    print(f"\n{options.videos} videos of {options.shots} shots, {len(videos[0].features)} tokens")
-    print(render_table(rows))
-    if options.json is not None:
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
+    what = f"{options.videos} videos of {options.shots} shots, {len(videos[0].features)} tokens"
+    report(MODULE, arguments, rows, f"{what}\n{render_table(rows)}", options.json)
     return 0
 
 

@@ -1,6 +1,7 @@
 """Videos of several shots as a trained model's vision encoder gives them, and what they show."""
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vllm_dpp.bench.help import HelpFormatter
+from vllm_dpp.bench.provenance import one_line, provenance
 from vllm_dpp.pruning.video import VideoTokens
 from vllm_dpp.quality import network
 from vllm_dpp.quality.camera import CAMERAS
@@ -81,6 +83,16 @@ def make_parser(
     add("--shares", type=float, nargs="+", default=shares, help="of tokens kept")
     add("--json", type=Path, metavar="FILE", help="write all numbers, with provenance")
     return parser
+
+
+def report(
+    module: str, arguments: Sequence[str], rows: Sequence[Any], text: str, file: Path | None
+) -> None:
+    """Prints what was found, and writes it to `file` with what it came from."""
+    document: dict[str, Any] = {"provenance": provenance(module, arguments), "rows": rows}
+    print(f"{one_line(document['provenance'])}\n\n{text}")
+    if file is not None:
+        file.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def parse_counts(
