@@ -139,9 +139,9 @@ class Maker:
         return video(clip(self._folder, self._next(), frames, self._side))
 
     def _video(self) -> Message:
-        """Of at most three quarters of the tokens of a long one."""
+        """Of at most three eighths of the tokens of a long one: two of them are read together."""
         side = self._rng.randint(2, self._side // PATCH)
-        most = min(LONGEST_SLICES, 3 * self._long_tokens // 4 // side**2)
+        most = min(LONGEST_SLICES, max(1, 3 * self._long_tokens // 8 // side**2))
         frames = FRAMES_PER_SLICE * self._rng.randint(min(2, most), most)
         return video(clip(self._folder, self._next(), frames, side * PATCH))
 
