@@ -56,6 +56,7 @@ class Errors:
         args = {"dpp_retention_ratio": RATIO} if pruned else None
         arrival = Arrival("a", self.judge.engine_prompts[chat], max_tokens=8, extra_args=args)
         answer = host.run([arrival]).answers["a"]
+        assert answer.prompt_token_ids == prompt.sent_token_ids
         expected = self.judge.logprobs(chat, prune_layer, keep, answer.tokens)
         with torch.inference_mode():
             logits = self.rounded.logits(prompt, answer.tokens[:-1], prune_layer, keep)

@@ -20,6 +20,7 @@ class MediaItem:
         entered: which of the merged patches have a token, ascending; None for all of them.
         image_size: height and width of an image, where its features depend on them.
         text: places of the whole placeholder, counted from its start, that hold text.
+        target_sizes: patch rows and columns of each of its pictures, where there are several sizes.
     """
 
     modality: str
@@ -31,6 +32,7 @@ class MediaItem:
     entered: tuple[int, ...] | None = None
     text: frozenset[int] = frozenset()
     image_size: tuple[int, int] | None = None
+    target_sizes: tuple[tuple[int, ...], ...] = ()
 
     @property
     def left(self) -> list[int]:

@@ -75,8 +75,11 @@ class Network:
         [1, tokens] where a model counts tokens.
         """
         vision = self.model.config.vision_config
+        count = torch.arange(len(prompt.token_ids) + num_generated)
         if self.model.config.model_type == "internvl" or self._is_llava:
-            return torch.arange(len(prompt.token_ids) + num_generated)[None]
+            return count[None]
+        if self._is_minicpm:
+            return count.expand(3, -1)
         if self.model.config.model_type.startswith(("qwen3_vl", "qwen3_5", "glm4v")):
             return mrope_positions_by_slice(
                 len(prompt.token_ids) + num_generated,
@@ -131,11 +134,15 @@ class Network:
     @property
     def has_linear_attention(self) -> bool:
         """Whether the decoder sums up what it has read: only transformers' own forward runs it."""
-        return self.model.config.model_type.startswith("qwen3_5")
+        return self.model.config.get_text_config().model_type.startswith("qwen3_5")
 
     @property
     def _is_llava(self) -> bool:
         return self.model.config.model_type == "llava_onevision"
+
+    @property
+    def _is_minicpm(self) -> bool:
+        return self.model.config.model_type == "minicpmv4_6"
 
     @property
     def _decoder(self) -> torch.nn.Module:
@@ -157,6 +164,9 @@ class Network:
                 return model.get_video_features(pixels).pooler_output[0, :-1]
             sizes = torch.tensor([item.image_size])
             return model.get_image_features(pixels, image_sizes=sizes).pooler_output[0]
+        if self._is_minicpm:  # of an image, too, whose tiles are as a frame's
+            sizes = torch.tensor(item.target_sizes)
+            return torch.cat(model.get_image_features(item.pixel_values, sizes).pooler_output)
         encode = model.get_video_features if item.modality == "video" else model.get_image_features
         pixel_values = item.pixel_values.to(model.dtype)
         output = encode(pixel_values, torch.tensor([item.grid_thw]))

@@ -6,12 +6,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import InternVLProcessor, LlavaOnevisionProcessor, ProcessorMixin
+from transformers import (
+    InternVLProcessor,
+    LlavaOnevisionProcessor,
+    MiniCPMV4_6Processor,
+    ProcessorMixin,
+)
 from transformers.video_utils import VideoMetadata
 
 from vllm_dpp.toy.video import vllm_video
 
-from . import frames, llava
+from . import frames, llava, tiles
 from .media import MediaItem
 
 Messages = Sequence[Mapping[str, Any]]
@@ -103,7 +108,11 @@ def prompt_from_messages(
     turn_end = processor.tokenizer.convert_tokens_to_ids(
         "<|assistant|>" if _is_glm(processor) else "<|im_end|>"
     )
-    own = {InternVLProcessor: frames.expanded, LlavaOnevisionProcessor: llava.expanded}
+    own = {
+        InternVLProcessor: frames.expanded,
+        LlavaOnevisionProcessor: llava.expanded,
+        MiniCPMV4_6Processor: tiles.expanded,
+    }
     if expanded := own.get(type(processor)):
         text = chat_text(processor, messages)
         return Prompt(*expanded(processor, text, _in_order(messages), engine_dtype), turn_end)

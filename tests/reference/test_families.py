@@ -25,6 +25,7 @@ FAMILIES = [
     "glm4v_moe",
     "internvl",
     "llava_onevision",
+    "minicpmv4_6",
 ]
 
 
@@ -113,6 +114,17 @@ def of_frames(reference: Reference, prompt: Prompt) -> Tensor:
     return reference.network.model(**inputs).logits[0]
 
 
+def of_tiles(reference: Reference, prompt: Prompt) -> Tensor:
+    """All pictures in order, whether of images or of videos, each with its size."""
+    inputs = {"input_ids": torch.tensor([prompt.token_ids])}
+    for modality, suffix in (("image", ""), ("video", "_videos")):
+        if items := [item for item in prompt.media if item.modality == modality]:
+            sizes = torch.tensor([size for item in items for size in item.target_sizes])
+            pixels = torch.cat([item.pixel_values for item in items], dim=-1)
+            inputs |= {f"pixel_values{suffix}": pixels, f"target_sizes{suffix}": sizes}
+    return reference.network.model(**inputs).logits[0]
+
+
 OF_FAMILY = {
     "qwen2_vl": with_our_positions,
     "qwen3_vl": with_its_own_positions,
@@ -124,6 +136,7 @@ OF_FAMILY = {
     "glm4v_moe": of_one_kind,
     "internvl": of_pictures,
     "llava_onevision": of_frames,
+    "minicpmv4_6": of_tiles,
 }
 
 

@@ -226,7 +226,7 @@ def test_text_stands_between_what_enters_of_its_slices(
     entering = data.draw(st.integers(1, size - 1)) if size > 1 else 1
     video = encoded(size, grid, entering, origins=slices.origins)
     embeddings = -torch.ones(len(text), WIDTH + DEEP) * (1 + torch.arange(len(text))[:, None])
-    between = TextBetween(embeddings, slices.text, slices.slices_before)
+    between = TextBetween(embeddings, slices.text, slices.tokens_before)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(entry, "agree", lambda indices: indices)
         one = EntryStage(SETTINGS, WIDTH, WIDTH + DEEP, MOST_ROWS)

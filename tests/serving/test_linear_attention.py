@@ -27,6 +27,7 @@ FILM = video(7, 12, 224, 224)
 CHATS_IN_PART = {
     "film": [user(FILM, text("What moves?"))],
     "shot and film": [user(video(8, 8, 192, 256), text("and"), FILM, text("which?"))],
+    "large film": [user(text("So:"), video(9, 6, 288, 448), text("Where?"))],
     "film later": [user(FILM, text("What?")), assistant("A disc."), user(text("And then?"))],
     **{str(seed): [user(video(seed, 8, 224, 192), text("Where?"))] for seed in range(10, 26)},
 }
@@ -48,6 +49,7 @@ def host() -> Iterator[EngineHost]:
     [
         ("qwen3_5", {"enable_prefix_caching": True, "max_num_batched_tokens": 128}),
         ("qwen3_5_moe", {}),
+        ("minicpmv4_6", {"enable_prefix_caching": True, "max_num_batched_tokens": 128}),
     ],
 )
 def test_error_is_no_larger_than_stock(

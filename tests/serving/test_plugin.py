@@ -22,7 +22,7 @@ register()
 added = set(ModelRegistry.get_supported_archs()) - archs
 models = {f"DPP{name}ForConditionalGeneration" for name in (
     "Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "Qwen3VLMoe", "Qwen3_5", "Qwen3_5Moe",
-    "Qwen3OmniMoe", "InternVL", "Glm4v", "Glm4vMoe", "LlavaOnevision",
+    "Qwen3OmniMoe", "InternVL", "Glm4v", "Glm4vMoe", "LlavaOnevision", "MiniCPMV4_6",
 )}
 assert added == models, added
 assert {k: v for k, v in MODELS_CONFIG_MAP.items() if k not in added} == hooks

@@ -16,6 +16,7 @@ from vllm_dpp.toy import (
     glm4v_moe,
     internvl,
     llava_onevision,
+    minicpmv4_6,
     qwen2_5_vl,
     qwen2_vl,
     qwen3_5,
@@ -39,6 +40,7 @@ _ARCHITECTURES: dict[Architecture, Any] = {
     "glm4v": glm4v,
     "glm4v_moe": glm4v_moe,
     "llava_onevision": llava_onevision,
+    "minicpmv4_6": minicpmv4_6,
 }
 """One module each, with `MODEL`, `make_config` and `make_processor`; with `make_tokenizer` where it
 is not Qwen's; and with `released` where files do not hold the weights as transformers does."""

@@ -31,8 +31,18 @@ def make_config(
         of_class: the class of the configuration.
         of_layers: what that class asks of the decoder's layers beside these.
     """
+    return of_class(
+        text_config=decoder_fields(spec, tokenizer) | of_layers,
+        vision_config=qwen3_vl.vision_fields(spec),
+        **special_token_ids(tokenizer),
+        tie_word_embeddings=False,
+    )
+
+
+def decoder_fields(spec: CheckpointSpec, tokenizer: Qwen2Tokenizer) -> dict[str, Any]:
+    """Of its decoder."""
     rotary_dim = int(spec.head_dim * ROTATED)
-    text = text_fields(spec, tokenizer) | {
+    return text_fields(spec, tokenizer) | {
         "head_dim": spec.head_dim,
         "linear_key_head_dim": spec.head_dim,
         "linear_value_head_dim": spec.head_dim,
@@ -42,9 +52,3 @@ def make_config(
         "rope_parameters": qwen3_vl.rope_parameters(spec, rotary_dim)
         | {"partial_rotary_factor": ROTATED},
     }
-    return of_class(
-        text_config=text | of_layers,
-        vision_config=qwen3_vl.vision_fields(spec),
-        **special_token_ids(tokenizer),
-        tie_word_embeddings=False,
-    )

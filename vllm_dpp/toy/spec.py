@@ -15,6 +15,7 @@ Architecture = Literal[
     "glm4v",
     "glm4v_moe",
     "llava_onevision",
+    "minicpmv4_6",
 ]
 
 

@@ -91,8 +91,9 @@ class EntryProcessorMixin:
                 return update
 
             def entering(item: int) -> Any:
-                number = out_mm_kwargs["video"][item][NUM_ENTERED].data
-                return self._placeholders(update.replacement(item), int(number))
+                whole = update.replacement(item)
+                number = out_mm_kwargs["video"][item].get(NUM_ENTERED)  # none of sent embeddings
+                return whole if number is None else self._placeholders(whole, int(number.data))
 
             return replace(update, replacement=entering)
 

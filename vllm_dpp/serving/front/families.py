@@ -139,6 +139,17 @@ FAMILIES = (
         video_token="<video>",
         video_end_length=1,
     ),
+    Family(
+        base="MiniCPMV4_6ForConditionalGeneration",
+        variant="DPPMiniCPMV4_6ForConditionalGeneration",
+        implementation=(
+            "vllm_dpp.serving.worker.models.minicpmv4_6:DPPMiniCPMV4_6ForConditionalGeneration"
+        ),
+        turn_end_token="<|im_end|>",
+        has_text_in_videos=True,
+        video_token="<|video_pad|>",
+        entry_only_because=LINEAR_ATTENTION,
+    ),
 )
 
 

@@ -39,12 +39,12 @@ class TextBetween:
     Args:
         embeddings: [x, W].
         positions: [x] int64, counted from the video's start, alike on all axes.
-        slices_before: [x] int64, how many slices stand before each token, ascending.
+        tokens_before: [x] int64, how many of the whole video's tokens stand before each, ascending.
     """
 
     embeddings: torch.Tensor
     positions: np.ndarray
-    slices_before: np.ndarray
+    tokens_before: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +235,7 @@ def _with_places(video: EncodedVideo, chosen: torch.Tensor) -> torch.Tensor:
     places = torch.stack([time, row + cell // columns, column + cell % columns, chosen + 1], dim=1)
     tokens = video.tokens[chosen]
     if video.text is not None:
-        tokens, places = _among_text(tokens, places, which, video.text)
+        tokens, places = _among_text(tokens, places, chosen, video.text)
     digits = torch.stack(
         [places // _BASE**2, places // _BASE % _BASE, places % _BASE], dim=2
     ).flatten(1)
@@ -243,13 +243,13 @@ def _with_places(video: EncodedVideo, chosen: torch.Tensor) -> torch.Tensor:
 
 
 def _among_text(
-    tokens: torch.Tensor, places: torch.Tensor, which: torch.Tensor, text: TextBetween
+    tokens: torch.Tensor, places: torch.Tensor, chosen: torch.Tensor, text: TextBetween
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens [k, W] and places [k, 4] of slices [k], merged with the text between the slices."""
+    """Chosen tokens [k, W] and places [k, 4], merged with the text between the slices."""
     positions, before = (
-        async_tensor_h2d(values, device=which.device)
-        for values in (text.positions, text.slices_before)
+        async_tensor_h2d(values, device=chosen.device)
+        for values in (text.positions, text.tokens_before)
     )
     of_text = torch.stack([positions, positions, positions, torch.zeros_like(positions)], dim=1)
-    order = torch.cat([2 * which + 1, 2 * before]).argsort(stable=True)
+    order = torch.cat([2 * chosen + 1, 2 * before]).argsort(stable=True)
     return torch.cat([tokens, text.embeddings])[order], torch.cat([places, of_text])[order]

@@ -66,10 +66,10 @@ class DPPInternVLForConditionalGeneration(PrunedModelMixin, InternS1ForCondition
         texts = [_text_between(slices, self._tokenizer) for slices, *_ in grids]
         rows = self.embed_text(np.concatenate([ids for ids, _ in texts]), outputs[0])
         own = rows.split([len(ids) for ids, _ in texts])
-        for embedded, (_, before), (slices, *_) in zip(own, texts, grids, strict=True):
+        for embedded, (_, before), (slices, height, width) in zip(own, texts, grids, strict=True):
             yield {
                 "origins": np.zeros((slices, 3), np.int64),
-                "text": TextBetween(embedded, np.zeros_like(before), before),
+                "text": TextBetween(embedded, np.zeros_like(before), before * height * width),
             }
 
     def video_grids(self, kwargs: Mapping[str, Any]) -> list[Grid]:

@@ -6,7 +6,7 @@ one, a token that layer K drops leaves a gap.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import ceil
+from math import ceil, prod
 from typing import Any
 
 import numpy as np
@@ -90,11 +90,11 @@ class DPPLlavaOnevisionForConditionalGeneration(
     def encoded_videos(
         self, outputs: Sequence[torch.Tensor], grids: Sequence[Grid], kwargs: Mapping[str, Any]
     ) -> Iterator[dict[str, Any]]:
-        for rows, (slices, *_) in zip(outputs, grids, strict=True):
+        for rows, grid in zip(outputs, grids, strict=True):
             newline = TextBetween(
-                self.image_newline[None].to(rows), np.zeros(1, np.int64), np.array([slices])
+                self.image_newline[None].to(rows), np.zeros(1, np.int64), np.array([prod(grid)])
             )
-            yield {"origins": np.zeros((slices, 3), np.int64), "text": newline}
+            yield {"origins": np.zeros((grid[0], 3), np.int64), "text": newline}
 
     def video_grids(self, kwargs: Mapping[str, Any]) -> list[Grid]:
         return _grids(kwargs[NUM_FRAMES].flatten().tolist(), self.config)

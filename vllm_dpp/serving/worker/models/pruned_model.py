@@ -44,6 +44,8 @@ class PrunedModelMixin:
     language_model: Any
     get_model_state_cls: Callable[[], Any]  # the V2 model runner's seam
     pruning: PruningContext | None = None
+    has_axes = False
+    """Whether a token stands on three axes, and where it would if all of its video were there."""
 
     def encoded_videos(
         self, outputs: Sequence[torch.Tensor], grids: Sequence[Grid], kwargs: Mapping[str, Any]
@@ -82,7 +84,7 @@ class PrunedModelMixin:
             settings,
             width,
             width * (1 + deepstack_levels),
-            max_rows if model_config.uses_mrope else 0,
+            max_rows if self.has_axes else 0,
         )
         if settings.entry_only:
             if vllm_config.speculative_config is not None:
@@ -163,6 +165,7 @@ class PrunedMRopeModelMixin(PrunedModelMixin):
     """Mixed into a model whose tokens stand on three axes, and whose media tell their grids."""
 
     visual: Any
+    has_axes = True
     make_empty_intermediate_tensors: Callable[..., IntermediateTensors]
 
     def split(self, vllm_config: VllmConfig, prefix: str, deepstack_levels: int = 0) -> None:

@@ -53,7 +53,7 @@ class TimedMediaMixin(PrunedMRopeModelMixin):
         rows[:, : embedded.shape[1]] = embedded
         for text, grid, own in zip(texts, grids, rows.split([len(t) for t in texts]), strict=True):
             slices = TimedSlices.of(text, grid, self.slice_end_id)
-            between = TextBetween(own, slices.text, slices.slices_before)
+            between = TextBetween(own, slices.text, slices.tokens_before)
             yield {"origins": slices.origins, "text": between}
 
     def placed_media(

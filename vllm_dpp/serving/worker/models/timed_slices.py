@@ -16,13 +16,13 @@ class TimedSlices:
 
     Args:
         text: [x] int64, of each token of its text, alike on all axes.
-        slices_before: [x] int64, how many slices stand before each.
+        tokens_before: [x] int64, how many of the video's tokens stand before each.
         origins: [slices, 3] int64, of each slice's first token.
         span: From the video's start to what follows it.
     """
 
     text: np.ndarray
-    slices_before: np.ndarray
+    tokens_before: np.ndarray
     origins: np.ndarray
     span: int
 
@@ -35,14 +35,15 @@ class TimedSlices:
             grid: Slices, rows and columns of its tokens.
             slice_end: The token behind each slice.
         """
-        slices, side = grid[0], max(grid[1:])
+        slices, rows, columns = grid
+        side = max(rows, columns)
         number = np.arange(len(text_token_ids))
         ends = np.flatnonzero(np.asarray(text_token_ids) == slice_end)
         before = np.searchsorted(ends, number, side="right")
         origins = ends + side * np.arange(slices)
         return cls(
             text=number + side * before,
-            slices_before=before,
+            tokens_before=before * rows * columns,
             origins=np.repeat(origins[:, None], 3, axis=1),
             span=len(number) + slices * side,
         )
