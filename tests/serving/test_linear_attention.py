@@ -14,6 +14,7 @@ import torch
 from tests.engines.host import EngineHost, engine_host
 from tests.engines.judge import Judge
 from tests.engines.precision import Errors, check_growth, everything_of
+from tests.engines.traffic import Arrival
 from tests.reference.chats import assistant, text, user, video
 from tests.reference.reference import Reference
 from vllm_dpp.serving.settings import ServingSettings
@@ -74,3 +75,20 @@ def test_error_is_no_larger_than_stock(
     assert all(v.entered for name in names for v in judge.prompts[name].videos)
     print(f"{ours[0].mean():.5f}, stock {stock[0].mean():.5f}")
     check_growth(ours[0] / stock[0], ours[1] / stock[1])
+
+
+def test_what_is_sent_as_embeddings_enters_whole(host: EngineHost, tmp_path: Path) -> None:
+    checkpoint, width, frames = checkpoint_of("minicpmv4_6", tmp_path), 256, 4
+    video = {
+        "video_embeds": [torch.randn(frames * 16, width, generator=torch.manual_seed(0))],
+        "video_image_sizes": torch.tensor([[[224, 224]] * frames]),
+    }
+    prompt = {"prompt": "So: <|video_pad|> What?", "multi_modal_data": {"video": video}}
+    answers = []
+    for settings in (None, {"video_share": SHARE}):
+        host.load(checkpoint, settings, dtype="bfloat16", enable_mm_embeds=True)
+        answers.append(host.run([Arrival("a", prompt, max_tokens=6)]).answers["a"])
+    stock, ours = answers
+    assert ours.prompt_token_ids == stock.prompt_token_ids
+    assert len(ours.prompt_token_ids) > frames * 16
+    assert (ours.logprobs == stock.logprobs).all()
