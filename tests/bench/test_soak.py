@@ -88,8 +88,10 @@ def test_bad_requests_get_a_4xx(status: int, error: str, is_fault: bool) -> None
 def test_equal_seeds_make_equal_cases_of_every_kind(tmp_path: Path) -> None:
     first, second = ([*Maker(tmp_path, 7, 128, 224).good(2)] for _ in range(2))
     assert first == second and len({case.name for case in first}) == 14
-    bad = list(Maker(tmp_path, 7, 128, 224).bad())
-    assert not any(case.is_good for case in bad) and len({case.name for case in bad}) == len(bad)
+    for entry_only in (False, True):
+        bad = list(Maker(tmp_path, 7, 128, 224, entry_only=entry_only).bad())
+        assert not any(case.is_good for case in bad)
+        assert len({case.name for case in bad}) == len(bad)
 
 
 def test_memory() -> None:
@@ -105,12 +107,15 @@ def test_flags() -> None:
     words = options.command_of(parsed, "m", on_cpu=True)
     pairs = list(itertools.pairwise(words))
     assert ("--max-deferred-tokens", "352") in pairs and words[-2:] == ["--swap-space", "0"]
+    words = options.command_of(options.parse(["--entry-only"]), "m", on_cpu=True)
+    assert "--entry-only" in words and "--max-deferred-tokens" not in words
 
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (["--clients", "0"], "--clients"),
+        (["--stock", "--entry-only"], "take --entry-only away"),
         (["--side", "28"], "--side must be at least 56"),
         (["--side", "896", "--long-tokens", "2047"], "raise --long-tokens"),
     ],

@@ -27,12 +27,15 @@ QUESTIONS = (
     "tell me in some detail what it is that moves through the picture and where it goes.",
 )
 MIDDLE_ALONE = {ENTRY_RATIO_ARG: 1.0, RETENTION_RATIO_ARG: 0.25}
-CHOICES: tuple[dict[str, float], ...] = (
+WHOLE = {VIDEO_SHARE_ARG: 1.0}
+SHARES: tuple[dict[str, float], ...] = (
     *({}, {}, {}),  # as the server does
     *({VIDEO_SHARE_ARG: share} for share in (1.0, 0.6, 0.2, 0.1)),
-    *(MIDDLE_ALONE | {RETENTION_RATIO_ARG: ratio} for ratio in (0.5, 0.1)),
 )
+CHOICES = (*SHARES, *(MIDDLE_ALONE | {RETENTION_RATIO_ARG: ratio} for ratio in (0.5, 0.1)))
 """What requests choose for themselves."""
+ENTRY_CHOICES = (*SHARES, *({ENTRY_RATIO_ARG: ratio} for ratio in (0.5, 0.1)))
+"""The same where tokens are left out before the decoder alone."""
 LONGEST_SLICES = 24  # of all but the long videos
 
 
@@ -74,9 +77,13 @@ class Maker:
         seed: Of everything.
         long_tokens: Tokens of the longest videos.
         side: Pixels of the side of their frames, and of the largest frames of others.
+        entry_only: Whether tokens are left out before the decoder alone.
     """
 
-    def __init__(self, folder: Path, seed: int, long_tokens: int, side: int) -> None:
+    def __init__(
+        self, folder: Path, seed: int, long_tokens: int, side: int, *, entry_only: bool = False
+    ) -> None:
+        self._entry_only = entry_only
         self._folder, self._rng, self._seed = folder, random.Random(seed), 1000 * seed
         self._long_tokens, self._side = long_tokens, side
         self._long_frames = long_tokens // (side // PATCH) ** 2 * FRAMES_PER_SLICE
@@ -99,9 +106,10 @@ class Maker:
         ]
 
     def longest(self) -> Case:
-        """A request that needs the whole buffer."""
+        """A request that needs the whole buffer, or all of whose video enters."""
         messages = [user(QUESTIONS[-1], self.long_video())]
-        return Case("longest 0", messages, extra={"vllm_xargs": MIDDLE_ALONE})
+        chosen = WHOLE if self._entry_only else MIDDLE_ALONE
+        return Case("longest 0", messages, extra={"vllm_xargs": chosen})
 
     def bad(self) -> Iterator[Case]:
         """Every kind of bad request."""
@@ -116,20 +124,25 @@ class Maker:
         for name, url in broken.items():
             yield Case(f"{name} 0", [user(QUESTIONS[0], video(url))], is_good=False)
         middle_alone: dict[str, Any] = {"vllm_xargs": MIDDLE_ALONE}
+        ratio = ENTRY_RATIO_ARG if self._entry_only else RETENTION_RATIO_ARG
         arguments: dict[str, dict[str, Any]] = {
-            "ratio too high": {"vllm_xargs": {RETENTION_RATIO_ARG: 1.5}},
-            "ratio too low": {"vllm_xargs": {RETENTION_RATIO_ARG: 0.001}},
-            "no ratio": {"vllm_xargs": {RETENTION_RATIO_ARG: "half"}},
+            "ratio too high": {"vllm_xargs": {ratio: 1.5}},
+            "ratio too low": {"vllm_xargs": {ratio: 0.001}},
+            "no ratio": {"vllm_xargs": {ratio: "half"}},
             "misspelt": {"vllm_xargs": {"dpp_retention": 0.5}},
             "record without a folder": {"vllm_xargs": {"dpp_record": 1}},
-            "prompt logprobs": middle_alone
-            | {"prompt_logprobs": 1, "stream": False, "stream_options": None},
         }
+        if self._entry_only:
+            arguments["nothing is kept later"] = middle_alone
+        else:
+            asked = {"prompt_logprobs": 1, "stream": False, "stream_options": None}
+            arguments["prompt logprobs"] = middle_alone | asked
         for name, extra in arguments.items():
             messages = [user(QUESTIONS[0], video(good))]
             yield Case(f"{name} 0", messages, extra=extra, is_good=False, is_ours=True)
-        too_long = [user(QUESTIONS[0], self.long_video(self._long_frames + 8))]
-        yield Case("too long 0", too_long, extra=middle_alone, is_good=False, is_ours=True)
+        if not self._entry_only:  # where there is a buffer
+            too_long = [user(QUESTIONS[0], self.long_video(self._long_frames + 8))]
+            yield Case("too long 0", too_long, extra=middle_alone, is_good=False, is_ours=True)
         # vLLM's own refusals, without media: with media they disturb others (refused-media.md)
         yield Case("long text 0", [user("why? " * 4000)], is_good=False)
         yield Case("temperature 0", [user("why?")], extra={"temperature": -1}, is_good=False)
@@ -163,7 +176,7 @@ class Maker:
         return messages
 
     def _choice(self) -> dict[str, Any]:
-        chosen = self._rng.choice(CHOICES)
+        chosen = self._rng.choice(ENTRY_CHOICES if self._entry_only else CHOICES)
         return {"vllm_xargs": chosen} if chosen else {}
 
     def _question(self) -> str:

@@ -97,7 +97,8 @@ def resolve(model: str) -> str:
 def run(folder: Path, model: str, options: Any) -> dict[str, Any]:
     """Raises ``ServerError`` or ``OSError`` where the server does not live to the end."""
     command = opt.command_of(options, model, on_cpu=not torch.cuda.is_available())
-    maker, tally = Maker(folder, options.seed, options.long_tokens, options.side), Tally()
+    sizes = options.long_tokens, options.side
+    maker, tally = Maker(folder, options.seed, *sizes, entry_only=options.entry_only), Tally()
     good, bad = [maker.longest(), *maker.good(options.cases)], list(maker.bad())
     if options.stock:
         good, bad = [case.for_stock() for case in good], [c for c in bad if not c.is_ours]

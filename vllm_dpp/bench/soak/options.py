@@ -31,6 +31,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--cases", type=int, default=8, help="requests of each kind; clients repeat them")
     add("--seed", type=int, default=1, help="of requests and clients")
     add("--stock", action="store_true", help="stock vLLM, for comparison: without our arguments")
+    add("--entry-only", action="store_true", help="leave tokens out before the decoder alone")
     add("--compiled", action="store_true", help="compile the layers, as vLLM does unless told not")
     add("--long-tokens", type=int, default=2048, help="tokens of the long videos")
     add("--side", type=int, default=224, metavar="PIXELS", help="of the largest frames")
@@ -43,6 +44,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--output", type=Path, metavar="FILE.json", help="all counts with provenance; FILE.md too")
     options, flags = parser.parse_known_args(argv)
     options.flags = flags
+    if options.stock and options.entry_only:
+        parser.error("--stock leaves nothing out: take --entry-only away")
     if options.minutes <= 0 or options.clients < 1 or options.cases < 1:
         parser.error("--minutes, --clients and --cases must be positive")
     if options.side < 2 * PATCH or options.long_tokens < 2 * (options.side // PATCH) ** 2:
@@ -55,7 +58,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def command_of(options: argparse.Namespace, model: str, *, on_cpu: bool) -> list[str]:
     """What starts the server."""
-    pruning = ["--max-deferred-tokens", str(options.long_tokens + QUESTION_ROOM)]
+    room = str(options.long_tokens + QUESTION_ROOM)
+    pruning = ["--entry-only"] if options.entry_only else ["--max-deferred-tokens", room]
     flags = [
         *("--max-num-batched-tokens", str(options.max_num_batched_tokens)),
         *("--max-num-seqs", str(options.max_num_seqs)),

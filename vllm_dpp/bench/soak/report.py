@@ -23,7 +23,7 @@ def render(document: Mapping[str, Any]) -> str:
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(document["kinds"].items()))
     lines = [
         f"{options['clients']} clients for {options['minutes']:g} minutes, "
-        f"{'stock vLLM' if options['stock'] else 'pruned'}, {document['model']}, "
+        f"{_served(options)}, {document['model']}, "
         f"{options['kv_cache_mib']} MiB of KV, steps of {options['max_num_batched_tokens']} "
         f"tokens, videos of up to {options['long_tokens']} and {options['side']} pixels a side",
         "",
@@ -35,3 +35,9 @@ def render(document: Mapping[str, Any]) -> str:
     ]
     lines += [f"\n- {fault}" for fault in document["faults"][:10]]
     return "\n".join(lines)
+
+
+def _served(options: Mapping[str, Any]) -> str:
+    if options["stock"]:
+        return "stock vLLM"
+    return "pruned before the decoder alone" if options["entry_only"] else "pruned"
