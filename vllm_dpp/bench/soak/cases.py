@@ -125,9 +125,10 @@ class Maker:
             yield Case(f"{name} 0", [user(QUESTIONS[0], video(url))], is_good=False)
         middle_alone: dict[str, Any] = {"vllm_xargs": MIDDLE_ALONE}
         ratio = ENTRY_RATIO_ARG if self._entry_only else RETENTION_RATIO_ARG
+        too_low = 0 if self._entry_only else 0.001  # one token of a video enters at least
         arguments: dict[str, dict[str, Any]] = {
             "ratio too high": {"vllm_xargs": {ratio: 1.5}},
-            "ratio too low": {"vllm_xargs": {ratio: 0.001}},
+            "ratio too low": {"vllm_xargs": {ratio: too_low}},
             "no ratio": {"vllm_xargs": {ratio: "half"}},
             "misspelt": {"vllm_xargs": {"dpp_retention": 0.5}},
             "record without a folder": {"vllm_xargs": {"dpp_record": 1}},
