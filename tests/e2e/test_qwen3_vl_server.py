@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,10 @@ def check_chat(
         judge.add(name, messages)
         judge.enter(stages, name, entering, SETTINGS.entry_config)
         assert (judge.prompts[stages].videos[0].entered is None) == (entering == 1)
-        keep = judge.keep(stages, kept, SETTINGS.split_layer, SETTINGS, BLOCK_SIZE)
+        settings = SETTINGS
+        if "dpp_retention_ratio" not in xargs and xargs.get("dpp_video_share", 1) > 0.2:
+            settings = replace(SETTINGS, relevance="none")
+        keep = judge.keep(stages, kept, settings.split_layer, settings, BLOCK_SIZE)
         for _ in range(2):
             tokens = ask(server, openai_messages(asked), vllm_xargs=xargs)
             assert len(tokens) == MAX_TOKENS

@@ -5,6 +5,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from tests.e2e.server import Server, serve
 from tests.engines.judge import Judge
 from tests.engines.traffic import Answer
+from vllm_dpp.serving.cost_model import MOST_BY_QUESTION
 from vllm_dpp.serving.settings import ServingSettings
 from vllm_dpp.toy.spec import TINY
 from vllm_dpp.toy.video import as_data_url, render_frames, write_mp4
@@ -190,9 +192,9 @@ def test_two_turns(server: Server, judge: Judge, media: Path, second: str) -> No
         ({"dpp_entry_ratio": 0.5}, 0.5, 0.25),
         ({"dpp_entry_ratio": 0.5, "dpp_retention_ratio": 1}, 0.5, 1.0),
         ({"dpp_video_share": 0.2}, 0.36, 1 / 3),  # K = 2 of 6 layers: 0.36 (1/3 + 2/3 1/3)
-        ({"dpp_video_share": 0.4}, 0.4, 1.0),
+        ({"dpp_video_share": 0.4}, 0.72, 1 / 3),
     ],
-    ids=["both stages", "the first alone", "one number", "for which one stage is enough"],
+    ids=["both stages", "the first alone", "one number", "where no question is read"],
 )
 def test_what_enters_is_the_requests_choice(
     server: Server,
@@ -205,7 +207,10 @@ def test_what_enters_is_the_requests_choice(
     clip, name = media / "clip0.mp4", f"clip0 of which {entering} enters"
     judge.add("clip0 whole", [{"role": "user", "content": [part(clip), words(QUESTION)]}])
     judge.enter(name, "clip0 whole", entering, SETTINGS.entry_config)
-    keep = judge.keep(name, kept, SETTINGS.split_layer, SETTINGS, BLOCK_SIZE)
+    settings = SETTINGS
+    if xargs.get("dpp_video_share", 0) > MOST_BY_QUESTION:
+        settings = replace(SETTINGS, relevance="none")
+    keep = judge.keep(name, kept, settings.split_layer, settings, BLOCK_SIZE)
     messages = openai_messages([(as_data_url(clip), QUESTION, None)])
     for _ in range(2):  # the second time from the cache
         tokens = ask(server, messages, vllm_xargs=xargs)

@@ -19,11 +19,11 @@ from vllm.model_executor.models.qwen3_vl import Qwen3VLForConditionalGeneration
 from vllm_dpp.pruning import VideoTokens, keep_indices
 from vllm_dpp.serving.cost_model import (
     KEPT_OF_ENTERED,
-    MOST_ENTERING,
     kv_share,
     two_stage_ratios,
 )
 from vllm_dpp.serving.front.shares import spread
+from vllm_dpp.serving.request_plan import RequestOptions
 from vllm_dpp.serving.settings import ServingSettings
 from vllm_dpp.serving.worker.entry_state import EntryStateMixin
 from vllm_dpp.serving.worker.models import entry
@@ -51,16 +51,8 @@ def test_two_stages_leave_the_share(share: float, layer: int, fraction: float) -
 
 
 @given(share=st.floats(0.01, 1), layer=st.integers(0, 27))
-def test_no_more_enters_than_pays(share: float, layer: int) -> None:
-    """By one number: a third of what enters is kept, then more of it, then all."""
-    entering, kept = two_stage_ratios(share, layer, 28)
-    assert entering * kv_share(layer, 28, kept) == pytest.approx(share)
-    if share >= MOST_ENTERING:
-        assert (entering, kept) == (share, pytest.approx(1))
-    elif kept == KEPT_OF_ENTERED:
-        assert share < entering <= MOST_ENTERING
-    else:
-        assert entering == MOST_ENTERING and KEPT_OF_ENTERED < kept < 1
+def test_one_number_keeps_a_third_of_what_enters(share: float, layer: int) -> None:
+    assert two_stage_ratios(share, layer, 28) == two_stage_ratios(share, layer, 28, KEPT_OF_ENTERED)
 
 
 @given(one=st.floats(0.01, 1), other=st.floats(0.01, 1), layer=st.integers(0, 27))
@@ -73,6 +65,18 @@ def test_one_number_sets_both_ratios() -> None:
     settings = ServingSettings(prune_layer=14, video_share=0.2).with_ratios(28)
     assert settings.entry_ratio == pytest.approx(0.3) and settings.retention_ratio == 1 / 3
     assert settings == settings.with_ratios(28)
+    assert RequestOptions().settings(settings).relevance == "question"
+    large = ServingSettings(prune_layer=14, video_share=0.6).with_ratios(28)
+    assert large.entry_ratio == pytest.approx(0.9) and large.retention_ratio == 1 / 3
+    assert large.reads_question, "of requests that ask for less"
+    assert RequestOptions().settings(large).relevance == "none"
+    assert RequestOptions(retention_ratio=0.4).settings(large).relevance == "question"
+    asked = replace(large, default_relevance="question")
+    assert RequestOptions().settings(asked).relevance == "question"
+    never = ServingSettings(prune_layer=14, video_share=0.2, relevance="none").with_ratios(28)
+    assert RequestOptions().settings(never).relevance == "none"
+    with pytest.raises(ValueError, match="default_relevance 'question' needs relevance"):
+        ServingSettings(relevance="none", default_relevance="question")
     assert ServingSettings(prune_layer=14, video_share=1).with_ratios(28).retention_ratio == 1
     for more in ({"entry_ratio": 0.5}, {"retention_ratio": 0.5}):
         with pytest.raises(ValueError, match=f"video_share sets {next(iter(more))}"):
@@ -307,6 +311,13 @@ def test_a_request_over_http_sets_both_stages() -> None:
     spread(request, SETTINGS, 8)
     assert request.vllm_xargs == {"dpp_record": 1, "dpp_retention_ratio": 1 / 3}
     assert request.mm_processor_kwargs == {"dpp_entry_ratio": pytest.approx(0.3)}
+
+    request = chat(dpp_video_share=0.6)
+    spread(request, SETTINGS, 8)
+    assert request.vllm_xargs == {"dpp_retention_ratio": 1 / 3, "dpp_relevance": "none"}
+    request = chat(dpp_video_share=0.6, dpp_relevance="question")
+    spread(request, SETTINGS, 8)
+    assert request.vllm_xargs == {"dpp_retention_ratio": 1 / 3, "dpp_relevance": "question"}
 
     request = chat(dpp_entry_ratio=0.7, dpp_retention_ratio=1)
     request.mm_processor_kwargs = {"max_pixels": 9}

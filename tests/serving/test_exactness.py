@@ -138,20 +138,22 @@ def test_images_may_be_segments(
     )
 
 
+@pytest.mark.parametrize("chunked", [{}, {"max_num_batched_tokens": 64}], ids=["", "chunked"])
 def test_rules_in_one_batch(
-    host: EngineHost, judge: Judge, tiny_checkpoint: Path, tmp_path: Path
+    host: EngineHost, judge: Judge, tiny_checkpoint: Path, tmp_path: Path, chunked: dict[str, Any]
 ) -> None:
     """Every request has its own rule; with prefix caching, none finds another's."""
     host.load(
         tiny_checkpoint,
         {"prune_layer": 2, "record_dir": str(tmp_path)},
         enable_prefix_caching=True,
+        **chunked,
     )
     judge.add("movie and clip", [user(MOVIE, CLIP, text("Which?"))])
     settings = {
         f"{rule}-{round(10 * floor)}": ServingSettings(rule=rule, relevance_floor=floor)
         for rule, floor in (*((rule, 0.1) for rule in RULES), ("dpp", 0.9))
-    }
+    } | {"unasked": ServingSettings(relevance="none")}
     for name in ("together", "again"):
         arrivals = [
             Arrival(
@@ -161,6 +163,7 @@ def test_rules_in_one_batch(
                     "dpp_retention_ratio": 0.5,
                     "dpp_record": 1,
                     "dpp_rule": one.rule,
+                    "dpp_relevance": one.relevance,
                     "dpp_relevance_floor": one.relevance_floor,
                 },
             )

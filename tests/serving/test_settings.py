@@ -73,6 +73,12 @@ def test_a_request_chooses_for_itself():
         ({"dpp_relevance_floor": 1.5}, {}, "dpp_relevance_floor: .* got 1.5"),
         ({"dpp_relevance_sign": "up"}, {}, "dpp_relevance_sign: "),
         ({"dpp_rule": "attention"}, {"relevance": "none"}, "needs relevance 'question'"),
+        (
+            {"dpp_relevance": "question"},
+            {"relevance": "none"},
+            "dpp_relevance: .* --relevance none",
+        ),
+        ({"dpp_relevance": "answer"}, {}, "dpp_relevance: relevance must be one of"),
         ({"dpp_rule": "change"}, {"relevance": "none", "decide_every": 64}, "needs rule 'dpp'"),
     ],
 )

@@ -6,11 +6,11 @@ out: at the lengths of chats the linear layers dominate.)
 """
 
 KEPT_OF_ENTERED = 1 / 3
-"""The least that the middle stage keeps of what entered, where one number sets both stages. A
-quarter is level for first questions, and worse for later ones."""
-MOST_ENTERING = 0.4
-"""Of a video, where one number sets both stages: what enters beyond it is worth less than what it
-costs the middle stage. A larger share is better left to the first stage alone."""
+"""What the middle stage keeps of what entered, where one number sets both stages, unless everything
+enters. A quarter is worse for later questions, half where much happens."""
+MOST_BY_QUESTION = 0.2
+"""Up to this share it reads the question, where one number sets both stages. Beyond, the question
+would tell it nothing, and what is kept serves any question."""
 
 
 def kv_share(prune_layer: int, num_layers: int, retention_ratio: float) -> float:
@@ -39,19 +39,17 @@ def two_stage_ratios(
     """What enters the decoder, of the video, and what is kept at layer K, of that.
 
     Entering tokens take K/L of their cost, kept ones all of it, so that `share` is left where
-    r0 (K/L + (1 - K/L) r1) = share. r1 is `KEPT_OF_ENTERED` as long as r0 is `MOST_ENTERING` at
-    most; then r1 grows up to 1; then r0 is the share.
+    r0 (K/L + (1 - K/L) r1) = share. r1 is `KEPT_OF_ENTERED`; where r0 would be more than 1,
+    everything enters and more of it is kept.
 
     Args:
         share: of the video's prefill and KV that may be left, in (0, 1].
         prune_layer: K.
         num_layers: L.
-        fraction: another r1, in (0, 1]; where r0 would be more than 1, everything enters and more
-            of it is kept.
+        fraction: another r1, in (0, 1].
     """
-    entering = share / kv_share(prune_layer, num_layers, fraction or KEPT_OF_ENTERED)
-    most = 1.0 if fraction else MOST_ENTERING
-    if entering <= most:
-        return entering, fraction or KEPT_OF_ENTERED
-    entering = max(share, most)
-    return entering, min(1.0, retention_at(share / entering, prune_layer, num_layers))
+    kept = fraction or KEPT_OF_ENTERED
+    entering = share / kv_share(prune_layer, num_layers, kept)
+    if entering <= 1:
+        return entering, kept
+    return 1.0, min(1.0, retention_at(share, prune_layer, num_layers))

@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 ARG_PREFIX = "dpp_"
 RETENTION_RATIO_ARG = "dpp_retention_ratio"
 RECORD_ARG = "dpp_record"
+RELEVANCE_ARG = "dpp_relevance"
 ENTRY_RATIO_ARG = "dpp_entry_ratio"
 """Of ``mm_processor_kwargs``, which enter the hash of a request's media; and the name under which
 the start-up hook leaves the server's ratio in the model's ``hf_config``, all that a processor and a
 worker both see."""
 VIDEO_SHARE_ARG = "dpp_video_share"
 """Of requests over HTTP: one number for both stages."""
-CHOICES = ("rule", "relevance_sign", "relevance_floor")
+CHOICES = ("rule", "relevance", "relevance_sign", "relevance_floor")
 """Settings that a request may choose for itself, under their names with our prefix.
 
 They say which tokens are kept, and take no more memory than the server has set aside.
@@ -75,13 +76,20 @@ class RequestOptions:
     def settings(self, of_server: ServingSettings) -> ServingSettings:
         """The server's settings with what the request chose.
 
+        One that chooses nothing about layer K has the server's `default_relevance` there.
+
         Raises:
             ValueError: A choice has a bad value, or does not go with the server's settings.
         """
-        if not self.choices:
-            return of_server
+        chosen = dict(self.choices)
+        if not chosen:
+            if self.retention_ratio is not None or of_server.default_relevance is None:
+                return of_server
+            return replace(of_server, relevance=of_server.default_relevance)
         try:
-            return replace(of_server, **dict(self.choices))
+            if chosen.get("relevance") == "question" and not of_server.reads_question:
+                raise ValueError("this server was started with --relevance none")
+            return replace(of_server, **chosen)
         except ValueError as error:
             names = ", ".join(ARG_PREFIX + name for name, _ in self.choices)
             raise ValueError(f"{names}: {error}") from error
@@ -131,15 +139,23 @@ def plan_prompt(
     settings: ServingSettings,
     block_size: int | None,
 ) -> PrunePlan | None:
-    """The plan of a prompt under one request's options; ``block_size`` as in ``build_plan``."""
+    """The plan of a prompt under one request's options.
+
+    Args:
+        prompt_token_ids: The expanded prompt.
+        media: Every image and video, in prompt order.
+        options: What the request chose.
+        settings: The server's.
+        block_size: As in ``build_plan``.
+    """
     if not media:
         return None
-    ratio = options.retention_ratio
+    ratio, asked = options.retention_ratio, options.settings(settings)
     return build_plan(
         prompt_token_ids,
         media,
         retention_ratio=settings.retention_ratio if ratio is None else ratio,
-        turn_end_token_id=settings.turn_end if settings.reads_question else None,
+        turn_end_token_id=settings.turn_end if asked.reads_question else None,
         block_size=block_size,
         piece_length=settings.decide_every,
     )

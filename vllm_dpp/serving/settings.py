@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from vllm_dpp.pruning.checks import require_choice, require_ratio
-from vllm_dpp.pruning.config import PruningConfig
+from vllm_dpp.pruning.config import PruningConfig, RelevanceSource
 from vllm_dpp.pruning.rules import RULES
-from vllm_dpp.serving.cost_model import two_stage_ratios
+from vllm_dpp.serving.cost_model import MOST_BY_QUESTION, two_stage_ratios
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -23,6 +23,7 @@ OF_LAYER_K = (
     "retention_ratio",
     "rule",
     "relevance",
+    "default_relevance",
     "relevance_sign",
     "relevance_floor",
     "budget",
@@ -60,6 +61,8 @@ class ServingSettings(PruningConfig):
         entry_ratio: Fraction of a video's tokens that enter the decoder, in (0, 1]; 1 lets all of
             them in.
         entry_rule: The rule that chooses them, which sees no question.
+        default_relevance: The `relevance` of requests that choose nothing about layer K; "question"
+            only where that is. ``None`` takes it, or "none" where `video_share` is large.
         entry_only: Whether no token is left out at layer K. Then the decoder, its scheduler and its
             KV cache are vLLM's own, and so is what runs beside them: pipeline parallelism, KV
             connectors and offloading, windows. `video_share` is what enters. On in families of
@@ -95,6 +98,7 @@ class ServingSettings(PruningConfig):
     video_share: float | None = None
     entry_ratio: float = 1.0
     entry_rule: str = "change"
+    default_relevance: RelevanceSource | None = None
     entry_only: bool | None = None
     min_retention_ratio: float = 0.01
     record_dir: str | None = None
@@ -133,6 +137,10 @@ class ServingSettings(PruningConfig):
                 if field.name in SET_BY_SHARE and getattr(self, field.name) != field.default:
                     raise ValueError(f"video_share sets {field.name}: give one of them")
         require_choice("similarity", self.similarity, get_args(Similarity))
+        if self.default_relevance is not None:
+            require_choice("default_relevance", self.default_relevance, get_args(RelevanceSource))
+            if self.default_relevance == "question" and not self.reads_question:
+                raise ValueError("default_relevance 'question' needs relevance 'question'")
         require_choice("entry_rule", self.entry_rule, [r for r in RULES if r != "attention"])
         if self.decide_every is not None:
             self._check_pieces()
@@ -239,7 +247,17 @@ class ServingSettings(PruningConfig):
         if self.video_share is None:
             return self
         entry, kept = self.ratios_at(self.video_share, num_layers)
-        return replace(self, video_share=None, entry_ratio=entry, retention_ratio=kept)
+        return replace(
+            self,
+            video_share=None,
+            entry_ratio=entry,
+            retention_ratio=kept,
+            default_relevance=self.default_relevance or self.relevance_at(self.video_share),
+        )
+
+    def relevance_at(self, share: float) -> RelevanceSource:
+        """Whether the question is read where a share of a video may be left."""
+        return self.relevance if self.entry_only or share <= MOST_BY_QUESTION else "none"
 
     def ratios_at(self, share: float, num_layers: int) -> tuple[float, float]:
         """What enters, and what is kept of it, where a share of a video may be left.

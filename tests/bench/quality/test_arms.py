@@ -95,5 +95,12 @@ def test_requests_choose_what_they_can_and_servers_the_rest() -> None:
     assert Arm(parse_method("full"), 1.0).choices == {}
 
 
+def test_two_stages_read_the_question_where_the_share_is_small() -> None:
+    floor = {"dpp_relevance_floor": 0.6}
+    assert Arm(parse_method(TWO_STAGES), 0.2).choices == floor
+    assert Arm(parse_method(TWO_STAGES), 0.4).choices == floor | {"dpp_relevance": "none"}
+    assert Arm(parse_method(f"{TWO_STAGES}:1/2"), 0.4).choices == floor
+
+
 def test_the_default_methods_are_all_known_and_differ() -> None:
     assert len({parse_method(text).name for text in DEFAULT_METHODS}) == len(DEFAULT_METHODS)

@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import Any
 
 from vllm_dpp.bench.quality.selectors import SELECTORS
-from vllm_dpp.serving.cost_model import retention_at, two_stage_ratios
+from vllm_dpp.serving.cost_model import MOST_BY_QUESTION, retention_at, two_stage_ratios
 from vllm_dpp.serving.request_plan import ARG_PREFIX, CHOICES
 
 BUDGETS = (0.6, 0.4, 0.3, 0.2, 0.15, 0.1)
@@ -21,7 +21,7 @@ GRAMMAR = (
     "decoder, one of "
     f"{', '.join(ENTRY_RULES)}; SELECTOR@K, which chooses at layer K, SELECTOR one of "
     f"{', '.join(SELECTORS)}; or both, RULE+SELECTOR@K[:FRACTION], where K keeps FRACTION of what "
-    "enters, or what --video-share would have it keep"
+    "enters, or what --video-share would have it keep, and reads no question where that reads none"
 )
 
 _AT_LAYER = {
@@ -65,6 +65,11 @@ class Method:
     selector: str | None = None
     entry: str | None = None
     fraction: float | None = None
+
+    @property
+    def as_by_share(self) -> bool:
+        """Whether both stages do as `--video-share` has them do."""
+        return None not in (self.entry, self.layer) and self.fraction is None
 
     def ratios(self, share: float, num_layers: int) -> tuple[float, float]:
         """What enters the decoder of the video, and what is kept at layer K of that.
@@ -145,7 +150,10 @@ class Arm:
     @property
     def choices(self) -> dict[str, Any]:
         """What its requests choose for themselves, with the prefix of request arguments."""
-        own = SELECTORS[self.method.selector] if self.method.selector else {}
+        method = self.method
+        own = dict(SELECTORS[method.selector]) if method.selector else {}
+        if method.as_by_share and self.budget > MOST_BY_QUESTION:
+            own["relevance"] = "none"
         return {ARG_PREFIX + k: v for k, v in own.items() if k in CHOICES}
 
 

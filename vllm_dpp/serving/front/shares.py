@@ -10,7 +10,10 @@ from typing import Any
 
 from vllm_dpp.pruning.checks import require_ratio
 from vllm_dpp.serving.request_plan import (
+    ARG_PREFIX,
+    CHOICES,
     ENTRY_RATIO_ARG,
+    RELEVANCE_ARG,
     RETENTION_RATIO_ARG,
     VIDEO_SHARE_ARG,
     RequestOptions,
@@ -51,6 +54,9 @@ def spread(request: Any, settings: ServingSettings, num_layers: int) -> None:
             )
         entry, kept = settings.ratios_at(share, num_layers)
         xargs[RETENTION_RATIO_ARG] = kept
+        is_free = not any(ARG_PREFIX + name in xargs for name in CHOICES)
+        if is_free and settings.relevance_at(share) != settings.relevance:
+            xargs[RELEVANCE_ARG] = settings.relevance_at(share)
     request.vllm_xargs = xargs
     if entry is not None:
         if not hasattr(request, "mm_processor_kwargs"):

@@ -143,7 +143,7 @@ class PruningContext:
         options = RequestOptions.from_extra_args(sampling_params.extra_args)
         settings = options.settings(self.settings)
         media = media_of(prompt_token_ids, mm_features, settings)
-        plan = plan_prompt(prompt_token_ids, media, options, settings, self._block_size)
+        plan = plan_prompt(prompt_token_ids, media, options, self.settings, self._block_size)
         grids = self._grids_of(mm_features)
         self.metrics.started(request_id, media, grids, plan)
         if options.record:

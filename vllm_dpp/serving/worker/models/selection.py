@@ -89,7 +89,7 @@ class VideoSelector:
 
     def read(
         self, layer: Any, positions: torch.Tensor, states: States, part: RangeRows
-    ) -> list[torch.Tensor]:
+    ) -> list[torch.Tensor | None]:
         """Add the attention that this step's question rows pay to each video of their turn.
 
         Args:
@@ -99,14 +99,16 @@ class VideoSelector:
             part: What this step has of the range.
 
         Returns:
-            For each video [length] float32, the raw relevance so far; complete when the range is
-            decided. Nothing before.
+            For each video [length] float32, the raw relevance; ``None`` of all where no question
+            is read. Nothing before the range is decided.
         """
+        if not any(video.question for video in part.turn.videos):
+            return [None] * len(part.turn.videos)
         rows = slice(part.row, part.row + part.num_rows)
         with self.context.adapters.over_range(part):
             query, key = _queries_and_keys(layer, positions[..., rows], _take(states, rows))
         keys, seen, at = self._accumulators(part, key)
-        complete = []
+        complete: list[torch.Tensor | None] = []
         for video in part.turn.videos:
             place = at(self.context.own_tokens(part, video, key.device))
             asked = _asked(part, video, query)
@@ -133,7 +135,7 @@ class VideoSelector:
         self,
         features: Callable[[int, PrunedVideo], torch.Tensor],
         parts: Sequence[RangeRows],
-        relevance: Sequence[Sequence[torch.Tensor]] | None,
+        relevance: Sequence[Sequence[torch.Tensor | None]] | None,
     ) -> list[list[torch.Tensor]]:
         """What the decided ranges keep.
 

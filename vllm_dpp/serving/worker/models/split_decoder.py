@@ -323,7 +323,7 @@ class SplitDecoder(nn.Module):
         positions: torch.Tensor,
         states: States,
         embeddings: Sequence[torch.Tensor | None],
-        relevance: Sequence[Sequence[torch.Tensor]] | None,
+        relevance: Sequence[Sequence[torch.Tensor | None]] | None,
     ) -> UpperRows:
         """What goes up, once every decided range has lost what it does not keep."""
         both = self.context.settings.compares_both
