@@ -73,6 +73,8 @@ def test_one_number_sets_both_ratios() -> None:
     assert RequestOptions(retention_ratio=0.4).settings(large).relevance == "question"
     asked = replace(large, default_relevance="question")
     assert RequestOptions().settings(asked).relevance == "question"
+    by_attention = ServingSettings(prune_layer=14, video_share=0.6, rule="attention")
+    assert RequestOptions().settings(by_attention.with_ratios(28)).relevance == "question"
     never = ServingSettings(prune_layer=14, video_share=0.2, relevance="none").with_ratios(28)
     assert RequestOptions().settings(never).relevance == "none"
     with pytest.raises(ValueError, match="default_relevance 'question' needs relevance"):
@@ -315,6 +317,9 @@ def test_a_request_over_http_sets_both_stages() -> None:
     request = chat(dpp_video_share=0.6)
     spread(request, SETTINGS, 8)
     assert request.vllm_xargs == {"dpp_retention_ratio": 1 / 3, "dpp_relevance": "none"}
+    request = chat(dpp_video_share=0.6)
+    spread(request, replace(SETTINGS, rule="attention"), 8)
+    assert request.vllm_xargs == {"dpp_retention_ratio": 1 / 3}
     request = chat(dpp_video_share=0.6, dpp_relevance="question")
     spread(request, SETTINGS, 8)
     assert request.vllm_xargs == {"dpp_retention_ratio": 1 / 3, "dpp_relevance": "question"}

@@ -257,7 +257,8 @@ class ServingSettings(PruningConfig):
 
     def relevance_at(self, share: float) -> RelevanceSource:
         """Whether the question is read where a share of a video may be left."""
-        return self.relevance if self.entry_only or share <= MOST_BY_QUESTION else "none"
+        needs_it = share <= MOST_BY_QUESTION or self.rule == "attention"
+        return self.relevance if self.entry_only or needs_it else "none"
 
     def ratios_at(self, share: float, num_layers: int) -> tuple[float, float]:
         """What enters, and what is kept of it, where a share of a video may be left.
