@@ -79,6 +79,8 @@ def test_one_number_sets_both_ratios() -> None:
     assert RequestOptions().settings(never).relevance == "none"
     with pytest.raises(ValueError, match="default_relevance 'question' needs relevance"):
         ServingSettings(relevance="none", default_relevance="question")
+    with pytest.raises(ValueError, match="rule 'attention' needs default_relevance"):
+        ServingSettings(rule="attention", default_relevance="none")
     assert ServingSettings(prune_layer=14, video_share=1).with_ratios(28).retention_ratio == 1
     for more in ({"entry_ratio": 0.5}, {"retention_ratio": 0.5}):
         with pytest.raises(ValueError, match=f"video_share sets {next(iter(more))}"):

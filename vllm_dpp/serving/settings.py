@@ -141,6 +141,8 @@ class ServingSettings(PruningConfig):
             require_choice("default_relevance", self.default_relevance, get_args(RelevanceSource))
             if self.default_relevance == "question" and not self.reads_question:
                 raise ValueError("default_relevance 'question' needs relevance 'question'")
+            if self.default_relevance == "none" and self.rule == "attention":
+                raise ValueError("rule 'attention' needs default_relevance 'question', got 'none'")
         require_choice("entry_rule", self.entry_rule, [r for r in RULES if r != "attention"])
         if self.decide_every is not None:
             self._check_pieces()
