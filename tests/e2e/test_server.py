@@ -288,12 +288,13 @@ def test_true_keeps_everything(server: Server, media: Path, one_turn: Any) -> No
     one_turn[0, 1.0](ask(server, messages, vllm_xargs={"dpp_retention_ratio": True}))
 
 
-def test_prompt_logprobs_of_a_pruned_request_get_400(server: Server, media: Path) -> None:
+def test_a_prompt_that_is_scored_keeps_its_video(
+    server: Server, media: Path, one_turn: Any
+) -> None:
     messages = openai_messages([(as_data_url(media / "clip0.mp4"), QUESTION, None)])
+    one_turn[0, 1.0](ask(server, messages, prompt_logprobs=1))
     with pytest.raises(openai.BadRequestError, match="prompt_logprobs"):
-        ask(server, messages, prompt_logprobs=1)
-    unpruned = ask(server, messages, prompt_logprobs=1, vllm_xargs={"dpp_retention_ratio": 1})
-    assert len(unpruned) == MAX_TOKENS
+        ask(server, messages, prompt_logprobs=1, vllm_xargs={"dpp_retention_ratio": 0.25})
 
 
 def test_beams_prune_as_the_server_does(server: Server, media: Path, one_turn: Any) -> None:
@@ -341,7 +342,10 @@ def test_tokens_in_tokens_out(server: Server, media: Path, one_turn: Any) -> Non
         assert status == 200
         one_turn[0, ratio](tuple(reply["choices"][0]["token_ids"]))
     for params, remedy in (
-        ({"prompt_logprobs": 1}, "prompt_logprobs"),
+        (
+            {"prompt_logprobs": 1, "extra_args": {"dpp_retention_ratio": 0.25}},
+            "prompt_logprobs",
+        ),
         ({"extra_args": {"dpp_retention_ratio": 0.001}}, "min_retention_ratio"),
         ({"extra_args": {"dpp_retention_ratio": True}}, "got True"),
     ):

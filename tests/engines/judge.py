@@ -123,6 +123,16 @@ class Judge:
             self._logprobs[key] = logits[-len(tokens) :].log_softmax(-1).float().numpy()
         return self._logprobs[key]
 
+    def prompt_difference(self, answer: Answer, chat: str) -> float:
+        """Largest difference of the log-probability of a prompt token; all tokens are kept."""
+        keep = [list(range(video.length)) for video in self.prompts[chat].videos]
+        with torch.inference_mode():
+            logits = self.reference.logits(self.prompts[chat], (), 0, keep)
+        expected = logits[:-1].log_softmax(-1)
+        following = torch.tensor(self.prompts[chat].sent_token_ids[1:], device=expected.device)
+        expected = expected.gather(-1, following[:, None])[:, 0].float().cpu().numpy()
+        return float(np.abs(np.array(answer.prompt_logprobs) - expected).max())
+
     def difference(
         self, answer: Answer, chat: str, prune_layer: int, keep: list[list[int]]
     ) -> float:

@@ -67,6 +67,7 @@ class Answer:
         finish_reason: vLLM's.
         prompt_token_ids: The expanded prompt.
         num_cached_tokens: Prompt tokens that prefix caching supplied.
+        prompt_logprobs: Of each prompt token but the first, if the request asked for them.
         error: Why the request was refused, else ``None``.
     """
 
@@ -75,17 +76,21 @@ class Answer:
     finish_reason: str | None = None
     prompt_token_ids: tuple[int, ...] = ()
     num_cached_tokens: int | None = None
+    prompt_logprobs: tuple[float, ...] = ()
     error: str | None = None
 
     @classmethod
     def of(cls, output: Any) -> "Answer":
         (completion,) = output.outputs
+        prompt = tuple(output.prompt_token_ids)
+        scored = zip(output.prompt_logprobs or (), prompt, strict=False)
         return cls(
             tokens=tuple(completion.token_ids),
             logprobs=_table(completion.logprobs),
             finish_reason=completion.finish_reason,
-            prompt_token_ids=tuple(output.prompt_token_ids),
+            prompt_token_ids=prompt,
             num_cached_tokens=output.num_cached_tokens,
+            prompt_logprobs=tuple(row[token].logprob for row, token in scored if row),
         )
 
 

@@ -7,7 +7,6 @@ processor. Where the engine's half of the cache matters, that half is vLLM's own
 import asyncio
 import inspect
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +34,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from vllm_dpp.serving.front import admission
 from vllm_dpp.serving.front.admission import RefusedRequestError, check_http_request
 from vllm_dpp.serving.front.shares import spread
+from vllm_dpp.serving.request_plan import RequestOptions
 from vllm_dpp.serving.settings import ServingSettings
 from vllm_dpp.toy.video import render_frames
 
@@ -138,8 +138,6 @@ REFUSED_BODIES = {
         chat(vllm_xargs={"dpp_video_shar": 0.2}),
         r"'dpp_video_shar' \(did you mean 'dpp_video_share'\?\); known: .*, dpp_video_share",
     ),
-    "logprobs": (chat(prompt_logprobs=0), "prompt_logprobs .* dpp_retention_ratio=1"),
-    "echo": (chat(echo=True), "echo"),
     "beams": (chat(use_beam_search=True, vllm_xargs={"dpp_retention_ratio": 1}), "beam search"),
     "completion": (
         CompletionRequest(prompt="Hi", vllm_xargs={"dpp_retention": 1}),
@@ -148,7 +146,6 @@ REFUSED_BODIES = {
     "response": (ResponsesRequest(input="Hi", vllm_xargs={"dpp_retention_ratio": 0}), "got 0"),
     "true": (generate(extra_args={"dpp_retention_ratio": True}), "got True"),
     "tokens": (generate(extra_args={"dpp_retention_ratio": 0.05}), "min_retention_ratio 0.1"),
-    "scored tokens": (generate([PART], prompt_logprobs=1), "prompt_logprobs"),
 }
 
 
@@ -172,22 +169,17 @@ def test_before_the_decoder_alone_a_request_chooses_its_share_alone() -> None:
     check_http_request(body, settings)
 
 
-def test_prompts_with_pruned_images_are_not_scored() -> None:
-    body = generate([{"type": "image_url", "url": "data:"}], prompt_logprobs=1)
-    with pytest.raises(ValueError, match="tokens of image that were pruned"):
-        check_http_request(body, replace(SETTINGS, prune_images=True))
-
-
 @pytest.mark.parametrize(
     "body",
     [
         chat(vllm_xargs={"dpp_retention_ratio": 0.1, "theirs": "x"}),
-        chat(vllm_xargs={"dpp_retention_ratio": 1}, prompt_logprobs=1),
+        chat(prompt_logprobs=0),
+        chat(echo=True),
         chat(use_beam_search=True, vllm_xargs={"theirs": 1}),
         ChatCompletionRequest(messages=[{"role": "user", "content": "Hi"}], prompt_logprobs=1),
         CompletionRequest(prompt="Hi", echo=True, logprobs=1),
         generate(extra_args={"dpp_retention_ratio": None, "dpp_record": None}),
-        generate([{"type": "image_url", "url": "data:"}], prompt_logprobs=1),
+        generate([PART], prompt_logprobs=1),
     ],
 )
 def test_other_bodies_pass(body: Any) -> None:
@@ -195,6 +187,7 @@ def test_other_bodies_pass(body: Any) -> None:
 
 
 LONG = "word " * 20
+HALF: dict[str, Any] = {"extra_args": {"dpp_retention_ratio": 0.5}}
 
 
 @pytest.mark.parametrize(
@@ -202,8 +195,8 @@ LONG = "word " * 20
     [
         ("", {"extra_args": {"dpp_retention_ratio": 0.05}}, {}, "min_retention_ratio 0.1"),
         ("", {"extra_args": {"dpp_record": True}}, {}, "record_dir"),
-        ("", {"prompt_logprobs": 1}, {}, "prompt_logprobs"),
-        ("", {}, {"resumable": True}, "streaming-input"),
+        ("", HALF | {"prompt_logprobs": 1}, {}, "prompt_logprobs .* dpp_retention_ratio=1"),
+        ("", HALF, {"resumable": True}, "streaming-input .* dpp_retention_ratio=1"),
         (LONG, {}, {}, "takes 2.. tokens, .* max_deferred_tokens 150 .*--max-deferred-tokens"),
     ],
 )
@@ -218,7 +211,7 @@ def test_what_reaches_the_engine_is_checked(
     ("seed", "question", "params"),
     [
         (0, "What?", {}),
-        (0, "What?", {"extra_args": {"dpp_retention_ratio": 0.5, "theirs": 1}}),
+        (0, "What?", {"extra_args": {**HALF["extra_args"], "theirs": 1}}),
         (0, LONG, {"extra_args": {"dpp_retention_ratio": 1}, "prompt_logprobs": 1}),
         (None, LONG, {"prompt_logprobs": 1}),
     ],
@@ -227,6 +220,37 @@ def test_other_requests_reach_the_engine(
     front: FrontEnd, seed: int | None, question: str, params: dict[str, Any]
 ) -> None:
     front.process(front.render(seed, question), SamplingParams(**params))
+
+
+@pytest.mark.parametrize(
+    ("scores", "more"), [(True, {}), (False, {"resumable": True})], ids=["scored", "session"]
+)
+def test_what_cannot_lose_tokens_keeps_all_that_entered(
+    front: FrontEnd, scores: bool, more: dict[str, Any]
+) -> None:
+    """Of any length, whatever else it chooses; the caller's parameters stay what they were."""
+    params = SamplingParams(
+        prompt_logprobs=0 if scores else None, extra_args={"dpp_rule": "uniform"}, skip_clone=True
+    )
+    request = front.process(front.render(0, LONG), params, **more)
+    assert request.sampling_params is not None
+    asked = RequestOptions.from_extra_args(request.sampling_params.extra_args)
+    assert asked == RequestOptions(1.0, choices=(("rule", "uniform"),))
+    assert params.extra_args == {"dpp_rule": "uniform"}
+
+
+def test_no_input_of_a_session_asks_for_less(front: FrontEnd) -> None:
+    """Not even one that brings no video itself."""
+    with pytest.raises(VLLMValidationError, match=r"streaming-input .* dpp_retention_ratio=1"):
+        front.process(front.render(None), SamplingParams(**HALF), resumable=True)
+
+
+@pytest.mark.parametrize("scores", [{"prompt_logprobs": 1}, {"echo": True}])
+def test_a_share_is_what_enters_where_all_of_that_is_kept(scores: dict[str, Any]) -> None:
+    body = chat(vllm_xargs={"dpp_video_share": 0.4}, **scores)
+    spread(body, ServingSettings(prune_layer=3), num_layers=6)
+    assert body.mm_processor_kwargs == {"dpp_entry_ratio": 0.4}
+    assert body.vllm_xargs is not None and body.vllm_xargs["dpp_retention_ratio"] == 1
 
 
 def test_the_block_size_does_not_matter(tiny_checkpoint: Path) -> None:

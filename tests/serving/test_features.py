@@ -1,6 +1,7 @@
 """What else vLLM offers, together with pruning: one engine that has it all on."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,23 @@ def test_what_the_encoder_made_may_be_sent(
     judge.enter(f"movie {entering}", "movie", entering, SETTINGS.entry_config)
     traffic = engine.run([Arrival("sent", sent)])
     check(traffic, judge, {"sent": f"movie {entering}"})
+
+
+def test_a_prompt_may_be_scored(engine: EngineHost, judge: Judge) -> None:
+    """It then keeps at layer K what entered, beside a request that does not."""
+    judge.enter("half of the movie", "movie", 0.5, SETTINGS.entry_config)
+    sent = judge.engine_prompts["movie"] | {"mm_processor_kwargs": {"dpp_entry_ratio": 0.5}}
+    scored = Arrival("scored", sent, params={"prompt_logprobs": 0})
+    traffic = engine.run([Arrival("pruned", sent), scored, replace(scored, name="again")])
+    check(traffic, judge, {"pruned": "half of the movie"})
+    for name in ("scored", "again"):
+        answer = traffic.answers[name]
+        assert judge.prompt_difference(answer, "half of the movie") <= TOLERANCE
+        everything = judge.keep("half of the movie", 1.0, PRUNE_LAYER, SETTINGS, BLOCK_SIZE)
+        difference = judge.difference(answer, "half of the movie", PRUNE_LAYER, everything)
+        assert difference <= TOLERANCE
+    refused = engine.run([replace(scored, extra_args={"dpp_retention_ratio": 0.25})])
+    assert "prompt_logprobs" in (refused.answers["scored"].error or "")
 
 
 def test_the_urgent_come_first(engine: EngineHost, judge: Judge) -> None:

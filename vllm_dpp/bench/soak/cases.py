@@ -136,8 +136,8 @@ class Maker:
         if self._entry_only:
             arguments["nothing is kept later"] = middle_alone
         else:
-            asked = {"prompt_logprobs": 1, "stream": False, "stream_options": None}
-            arguments["prompt logprobs"] = middle_alone | asked
+            scored = {"prompt_logprobs": 1, "stream": False, "stream_options": None}
+            arguments["prompt logprobs"] = middle_alone | scored
         for name, extra in arguments.items():
             messages = [user(QUESTIONS[0], video(good))]
             yield Case(f"{name} 0", messages, extra=extra, is_good=False, is_ours=True)

@@ -6,7 +6,7 @@ vLLM asks nobody about a request's arguments, so this module wraps parts of its 
 - ``GenerateBaseServing._check_model``, with which HTTP endpoints begin: what can be known from the
   body is refused before media are read, and before a stream has begun;
 - ``InputProcessor.process_inputs``, which every request passes on its way to the engine: the whole
-  check, on what the engine would get;
+  check, on what the engine would get, where a prompt that is to be scored keeps all of its tokens;
 - ``validate_request_mm_kwargs``, which keeps clients from setting up the processor: our own
   argument, which takes no more than the whole video does, passes;
 - ``add_request`` of both engine clients: see :mod:`vllm_dpp.serving.front.media`.
@@ -23,7 +23,12 @@ from vllm.exceptions import VLLMValidationError
 
 from vllm_dpp.serving.front import media, metrics
 from vllm_dpp.serving.front.entry import without_ratio
-from vllm_dpp.serving.front.rules import Demand, UnservableError, check_prompt
+from vllm_dpp.serving.front.rules import (
+    Demand,
+    UnservableError,
+    check_prompt,
+    keep_what_is_needed,
+)
 from vllm_dpp.serving.front.shares import spread
 from vllm_dpp.serving.settings import ServingSettings
 
@@ -108,6 +113,7 @@ def _checking(inner: Method) -> Method:
         request = inner(self, *args, **kwargs)
         settings = ServingSettings.of_engine(self.vllm_config)
         if settings is not None:
+            keep_what_is_needed(request, settings)
             try:
                 check_engine_request(request, settings)
             except ValueError as error:

@@ -4,7 +4,7 @@ Most of it is known before the request's media are read (:class:`Demand`), and i
 without touching them; the length of a range is known only once the prompt has been expanded.
 """
 
-from collections.abc import Mapping
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,13 +20,23 @@ from vllm_dpp.serving.request_plan import (
     media_of,
     plan_prompt,
 )
-from vllm_dpp.serving.settings import MODALITIES, ServingSettings
+from vllm_dpp.serving.settings import ServingSettings
 
 if TYPE_CHECKING:
-    from vllm.sampling_params import SamplingParams
     from vllm.v1.engine import EngineCoreRequest
 
 UNPRUNED = f"ask for {RETENTION_RATIO_ARG}=1"
+_NEEDS_ALL: dict[Reason, str] = {
+    "prompt_logprobs": (
+        "prompt_logprobs (and echo, which asks for them) do not exist for tokens that were pruned: "
+        f"leave them out, or {RETENTION_RATIO_ARG}, or {UNPRUNED}"
+    ),
+    "streaming_input": (
+        "a video in a streaming-input session cannot be pruned at layer K: leave "
+        f"{RETENTION_RATIO_ARG} out, or {UNPRUNED}"
+    ),
+}
+"""What cannot be had of a request that lost tokens at layer K, and what to do about it."""
 _ENTRY_ONLY = (
     f"this server leaves tokens out before the decoder alone (--entry-only): of {ARG_PREFIX}* a "
     f"request may choose {VIDEO_SHARE_ARG} or {ENTRY_RATIO_ARG}; leave the others out"
@@ -52,12 +62,10 @@ class Demand:
 
     Args:
         options: Its arguments of ours.
-        scored: Modalities in its prompt, if it wants a logprob for every token of that.
         beam_search: Whether vLLM searches with beams, whose requests carry no arguments.
     """
 
     options: RequestOptions
-    scored: frozenset[str]
     beam_search: bool = False
 
     @classmethod
@@ -68,17 +76,10 @@ class Demand:
             ValueError: One of our arguments is unknown or has a bad value.
         """
         params = getattr(request, "sampling_params", None)
-        if params is not None:  # /inference/v1/generate takes the engine's own
-            extra_args, scores_prompt = params.extra_args, _scores_prompt(params)
-        else:
-            extra_args = getattr(request, "vllm_xargs", None)
-            # An echo is scored like a prompt.
-            scores_prompt = getattr(request, "echo", False) or (
-                getattr(request, "prompt_logprobs", None) is not None
-            )
+        # /inference/v1/generate takes the engine's own
+        extra_args = params.extra_args if params else getattr(request, "vllm_xargs", None)
         return cls(
             options=RequestOptions.from_extra_args(extra_args),
-            scored=_brought(request) if scores_prompt else frozenset(),
             beam_search=bool(getattr(request, "use_beam_search", False)),
         )
 
@@ -89,13 +90,8 @@ class Demand:
         Raises:
             ValueError: One of our arguments is unknown or has a bad value.
         """
-        params, features = request.sampling_params, request.mm_features or ()
-        if params is None:
-            return cls(RequestOptions(), scored=frozenset())
-        return cls(
-            options=RequestOptions.from_extra_args(params.extra_args),
-            scored=frozenset(f.modality for f in features if _scores_prompt(params)),
-        )
+        params = request.sampling_params
+        return cls(RequestOptions.from_extra_args(params.extra_args if params else None))
 
     def check(self, settings: ServingSettings) -> None:
         """Raise ``ValueError`` where an engine of ``settings`` refuses it."""
@@ -122,13 +118,25 @@ class Demand:
                 f"{RECORD_ARG} needs a server with a record_dir: start it with --record-dir, or "
                 f"leave {RECORD_ARG} out",
             )
-        lost = self.scored.intersection(settings.prunes)
-        if lost and (settings.retention_ratio if ratio is None else ratio) < 1:
-            raise UnservableError(
-                "prompt_logprobs",
-                "prompt_logprobs (and echo, which asks for them) do not exist for tokens of "
-                f"{' and '.join(sorted(lost))} that were pruned: leave them out, or {UNPRUNED}",
-            )
+
+
+def keep_what_is_needed(request: "EngineCoreRequest", settings: ServingSettings) -> None:
+    """Have a request that cannot lose tokens at layer K keep there all that entered.
+
+    One that asks for a ratio itself is left as it is, to be refused. An input of a session need not
+    bring the video itself.
+
+    Args:
+        request: On its way to the engine; it may be changed.
+        settings: The server's.
+    """
+    params = request.sampling_params
+    if params is None or _reason_to_keep_all(request) is None:
+        return
+    given = params.extra_args or {}
+    if given.get(RETENTION_RATIO_ARG) is None and settings.retention_ratio < 1:
+        request.sampling_params = copy.copy(params)  # the caller may use theirs again
+        request.sampling_params.extra_args = {**given, RETENTION_RATIO_ARG: 1.0}
 
 
 def check_prompt(
@@ -141,18 +149,18 @@ def check_prompt(
     """
     if settings.entry_only:
         return
-    limit = settings.max_deferred_tokens
-    if not request.mm_features or (limit is None and not request.resumable):
+    limit, needs_all = settings.max_deferred_tokens, _reason_to_keep_all(request)
+    if request.resumable and options.retention_ratio not in (None, 1):
+        raise UnservableError("streaming_input", _NEEDS_ALL["streaming_input"])
+    if not request.mm_features or (limit is None and needs_all is None):
         return
     tokens = request.prompt_token_ids or ()
     media = media_of(tokens, request.mm_features, settings)
     plan = plan_prompt(tokens, media, options, settings, None)
     if plan is None:
         return
-    if request.resumable:
-        raise UnservableError(
-            "streaming_input", f"a video in a streaming-input session cannot be pruned: {UNPRUNED}"
-        )
+    if needs_all is not None:
+        raise UnservableError(needs_all, _NEEDS_ALL[needs_all])
     longest = max(turn.end - turn.start for turn in plan.turns)
     if limit is not None and longest > limit:
         raise UnservableError(
@@ -163,25 +171,10 @@ def check_prompt(
         )
 
 
-def _scores_prompt(params: "SamplingParams") -> bool:
-    return params.prompt_logprobs is not None or params.prompt_logprob_token_ids is not None
-
-
-def _brought(request: Any) -> frozenset[str]:
-    """The modalities in the body of a request: in features, messages or content parts."""
-    features = getattr(request, "features", None)
-    found = {m for m in MODALITIES if features is not None and features.mm_hashes.get(m)}
-    for name in ("messages", "input", "content_parts"):
-        found |= _held(getattr(request, name, None))
-    return frozenset(found)
-
-
-def _held(value: Any) -> set[str]:
-    """The modalities that a JSON value holds a part of, by its type or one of its keys."""
-    if isinstance(value, list | tuple):
-        return {modality for item in value for modality in _held(item)}
-    if not isinstance(value, Mapping):
-        return set()
-    names = [str(value.get("type")), *map(str, value)]
-    own = {m for m in MODALITIES if any(m in name for name in names)}
-    return own | _held(value.get("content"))
+def _reason_to_keep_all(request: "EngineCoreRequest") -> Reason | None:
+    params = request.sampling_params
+    if params is not None and (
+        params.prompt_logprobs is not None or params.prompt_logprob_token_ids is not None
+    ):
+        return "prompt_logprobs"
+    return "streaming_input" if request.resumable else None
