@@ -13,12 +13,13 @@ ALL_CONFIGS = [
         segment_by=segment_by,
         budget=budget,
         relevance_sign=sign,
+        quartic=quartic,
         slices_per_segment=3,
         num_segments=3,
     )
     for segment_by in ("slices", "count", "scene", "one")
     for budget in ("length", "relevance", "spectrum")
-    for sign in ("positive", "negative")
+    for sign, quartic in (("positive", 0.0), ("negative", 0.1))
 ] + [
     PruningConfig(
         rule="change", segment_by=segment_by, budget=budget, slices_per_segment=3, num_segments=3

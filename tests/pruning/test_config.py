@@ -42,6 +42,8 @@ def test_frozen_and_keyword_only():
         ("relevance", "attention", r"relevance must be one of 'question', 'none', got 'attention'"),
         ("relevance_sign", 1, r"relevance_sign must be one of 'positive', 'negative', got 1"),
         ("relevance_floor", -0.1, r"relevance_floor must be a number in \[0, 1\], got -0\.1"),
+        ("quartic", 1.5, r"quartic must be a number in \[0, 1\], got 1\.5"),
+        ("quartic", 1, "quartic must be below 1"),
         ("relevance_floor", math.inf, r"relevance_floor must be a number in \[0, 1\], got inf"),
         ("projection_dim", 0, r"projection_dim must be an integer >= 1, got 0"),
         ("max_kernel_bytes", 0.5, r"max_kernel_bytes must be an integer >= 1, got 0\.5"),

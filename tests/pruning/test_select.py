@@ -25,7 +25,7 @@ from tests.pruning.memory import peak_bytes
 from vllm_dpp.pruning import PruningConfig, keep_indices, naive_keep_indices
 from vllm_dpp.pruning.dpp import select
 from vllm_dpp.pruning.dpp.fused import fused_bytes
-from vllm_dpp.pruning.rules.dpp import relevance_of, segmented
+from vllm_dpp.pruning.rules.dpp import objective_of, relevance_of, segmented
 from vllm_dpp.pruning.dpp.select import warm_up
 
 videos = [
@@ -48,7 +48,8 @@ for config in configs:
     assert got == naive_keep_indices(videos, config), config
     # The interpreter keeps what it was given, so no more than the selection can be measured.
     for settings in (config, small):
-        problem = segmented(videos[1], relevance_of(videos[1], settings), settings)
+        of_rule = relevance_of(videos[1], settings), settings, objective_of(settings)
+        problem = segmented(videos[1], *of_rule)
         problem = replace(problem, total=None)  # what follows then is counted elsewhere
         at_once = settings.max_kernel_bytes
         sizes = 63, len(problem.segments), problem.segments.longest, problem.max_budget, at_once

@@ -79,6 +79,8 @@ def test_a_request_chooses_for_itself():
             "dpp_relevance: .* --relevance none",
         ),
         ({"dpp_relevance": "answer"}, {}, "dpp_relevance: relevance must be one of"),
+        ({"dpp_relevance": ["none"]}, {}, r"dpp_relevance: .* got \['none'\]"),
+        ({"dpp_relevance": ""}, {}, "dpp_relevance: .* got ''"),
         ({"dpp_rule": "change"}, {"relevance": "none", "decide_every": 64}, "needs rule 'dpp'"),
     ],
 )

@@ -48,6 +48,9 @@ class PruningConfig:
         budget: how the kept tokens are shared among segments: by "length", by the sum of
             "relevance" in each, by "spectrum", which is how many distinct directions each holds, or
             by "gains": the tokens of the largest marginal gains of the whole video are kept.
+        quartic: share of S⁴, elementwise, in the similarity S of rule "dpp", in [0, 1): it keeps
+            gains meaningful where more tokens are kept than S has directions; 0 is CDPruner's own.
+            Rule "change" always has a tenth.
         projection_dim: measure similarity after a random projection to this many dimensions, at
             least 1: faster for long segments, but approximate. None is exact.
         max_kernel_bytes: bound on the float32 kernels held at once, at least 1; a segment of n
@@ -66,6 +69,7 @@ class PruningConfig:
     relevance_sign: RelevanceSign = "positive"
     relevance_floor: float = 0.6
     budget: BudgetRule = "length"
+    quartic: float = 0.0
     projection_dim: int | None = None
     max_kernel_bytes: int = 1 << 28
 
@@ -82,6 +86,9 @@ class PruningConfig:
         if self.rule == "attention" and self.relevance == "none":
             raise ValueError("rule 'attention' needs relevance 'question', got 'none'")
         require_choice("budget", self.budget, get_args(BudgetRule))
+        require_unit_interval("quartic", self.quartic)
+        if self.quartic == 1:
+            raise ValueError("quartic must be below 1")
         if self.projection_dim is not None:
             require_integer("projection_dim", self.projection_dim, minimum=1)
         require_integer("max_kernel_bytes", self.max_kernel_bytes, minimum=1)

@@ -5,7 +5,7 @@ off the Schur complement of the kernel on the tokens taken so far, not off Chole
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # the reference must not depend on what it judges
     from vllm_dpp.pruning.video import VideoTokens
 
 
-Mix = Callable[[Tensor], Tensor]
-"""From S [n, n] to what takes its place in the kernel."""
+OF_CHANGE = 0.1
+"""Share of S⁴ in the similarity of the rule "change"."""
 
 # Gains this close, as a fraction of the largest initial gain, are a tie: the epsilon of the unit
 # rows alone moves the gains of equally relevant tokens by about as much.
@@ -100,13 +100,13 @@ def naive_kernels(
     features = video.features.double()
     tokens_per_slice = (len(features) + video.num_tail) // video.num_slices
     if config.rule == "change":
-        quality, mix = change_quality(features, tokens_per_slice).tolist(), mixed
+        quality, quartic = change_quality(features, tokens_per_slice).tolist(), OF_CHANGE
     else:
-        quality, mix = _relevance(video, config), plain
+        quality, quartic = _relevance(video, config), config.quartic
     found = []
     for segment in _segments(features, tokens_per_slice, video.num_slices, config):
         own = [quality[i] for i in segment]
-        found.append((segment, own, _kernel(features[segment], own, mix)))
+        found.append((segment, own, _kernel(features[segment], own, quartic)))
     return found
 
 
@@ -288,18 +288,13 @@ def _spectral_mass(kernel: Tensor) -> float:
     return math.fsum(value / (1 + value) for value in eigenvalues)
 
 
-def plain(similarity: Tensor) -> Tensor:
-    """S for the rule "dpp"."""
-    return similarity
+def mixed(similarity: Tensor, quartic: float) -> Tensor:
+    """(1 - s) S + s S⁴, elementwise, of S [n, n]; s is `quartic`."""
+    return (1 - quartic) * similarity + quartic * similarity**4
 
 
-def mixed(similarity: Tensor) -> Tensor:
-    """What takes its place for the rule "change"."""
-    return 0.9 * similarity + 0.1 * similarity**4
-
-
-def _kernel(features: Tensor, quality: list[float], mix: Mix = plain) -> Tensor:
-    """L = diag(q) S diag(q) of some tokens, [n, n] float64; `mix` makes something else of S."""
+def _kernel(features: Tensor, quality: list[float], quartic: float = 0.0) -> Tensor:
+    """L = diag(q) S diag(q) of some tokens, [n, n] float64; S is `mixed`."""
     unit = torch.stack([row / (row.norm() + 1e-8) for row in features])
     diagonal = torch.diag(torch.tensor(quality, dtype=torch.float64))
-    return diagonal @ mix(unit @ unit.T) @ diagonal
+    return diagonal @ mixed(unit @ unit.T, quartic) @ diagonal

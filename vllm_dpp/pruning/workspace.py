@@ -12,11 +12,10 @@ from vllm_dpp.pruning.config import PruningConfig
 from vllm_dpp.pruning.dpp.fused import fused_bytes
 from vllm_dpp.pruning.dpp.kernel import kernel_bytes
 from vllm_dpp.pruning.dpp.mass import BYTES_PER_ENTRY
-from vllm_dpp.pruning.dpp.objective import PLAIN
 from vllm_dpp.pruning.dpp.select import Backend, SegmentedTokens, fastest_for
 from vllm_dpp.pruning.rows import rows_per_cast
 from vllm_dpp.pruning.rules import change
-from vllm_dpp.pruning.rules.dpp import relevance_of, segmented
+from vllm_dpp.pruning.rules.dpp import objective_of, relevance_of, segmented
 from vllm_dpp.pruning.video import VideoTokens
 
 _FLOAT, _INDEX = 4, 8  # bytes of float32 and int64
@@ -92,7 +91,7 @@ def _without_values(video: VideoTokens, config: PruningConfig) -> SegmentedToken
     """
     budget = config.budget if config.budget == "length" else "relevance"
     config_of_shapes = replace(config, budget=budget, projection_dim=None)
-    objective = change.OBJECTIVE if config.rule == "change" else PLAIN
+    objective = change.OBJECTIVE if config.rule == "change" else objective_of(config)
     quality = relevance_of(video, config)
     problem = segmented(video, quality, config_of_shapes, objective)
     num_tokens, dim = video.features.shape

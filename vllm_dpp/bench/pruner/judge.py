@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vllm_dpp.bench.pruner.problem import Case, Problem
 from vllm_dpp.pruning import naive_greedy_map
-from vllm_dpp.pruning.naive import Mix, change_quality, mixed, plain
+from vllm_dpp.pruning.naive import OF_CHANGE, change_quality, mixed
 
 NEAR_TIE = 1e-5  # gains that differ by less, as a fraction, may be taken either way
 _STEPS_TRIED_A_TOKEN = 100  # before a set is called wrong
@@ -54,13 +54,13 @@ class Judge:
             range(problem.case.num_segments), num_judged(problem.case)
         )
         if rule == "change":
-            quality, mix = (
+            quality, quartic = (
                 change_quality(problem.features.cpu(), self._case.tokens_per_segment),
-                mixed,
+                OF_CHANGE,
             )
         else:
-            quality, mix = _relevance(problem), plain
-        self._expected = [_expect(problem, quality, mix, segment) for segment in sorted(chosen)]
+            quality, quartic = _relevance(problem), problem.settings.quartic
+        self._expected = [_expect(problem, quality, quartic, segment) for segment in sorted(chosen)]
 
     @property
     def num_segments(self) -> int:
@@ -121,11 +121,11 @@ def _relevance(problem: Problem) -> Tensor:
     return settings.relevance_floor + (1 - settings.relevance_floor) * scaled
 
 
-def _expect(problem: Problem, quality: Tensor, mix: Mix, segment: int) -> _Expected:
+def _expect(problem: Problem, quality: Tensor, quartic: float, segment: int) -> _Expected:
     rows = problem.by_segment[segment].cpu().double()
     unit = rows / (rows.norm(dim=1, keepdim=True) + 1e-8)
     weights = quality.view(problem.case.num_segments, -1)[segment]
-    kernel = weights[:, None] * mix(unit @ unit.T) * weights[None, :]
+    kernel = weights[:, None] * mixed(unit @ unit.T, quartic) * weights[None, :]
     tokens = naive_greedy_map(kernel, problem.case.kept_per_segment, weights.tolist())
     return _Expected(segment, kernel, set(tokens))
 

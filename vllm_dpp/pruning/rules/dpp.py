@@ -1,7 +1,8 @@
 """The determinantal point process conditioned on the question: diverse and relevant tokens.
 
 In every segment greedy MAP inference of the kernel L = diag(r) S diag(r), as in CDPruner (arXiv
-2506.10967). Segments, relevance and budgets are as `PruningConfig` says.
+2506.10967), where a share of S may be S⁴. Segments, relevance and budgets are as `PruningConfig`
+says.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from vllm_dpp.pruning.budget import (
 from vllm_dpp.pruning.config import PruningConfig
 from vllm_dpp.pruning.dpp.low_rank import project
 from vllm_dpp.pruning.dpp.mass import relevance_mass, spectral_mass
-from vllm_dpp.pruning.dpp.objective import PLAIN, Objective
+from vllm_dpp.pruning.dpp.objective import Objective
 from vllm_dpp.pruning.dpp.select import SegmentedTokens, select
 from vllm_dpp.pruning.dpp.sharded import select_sharded
 from vllm_dpp.pruning.relevance import normalize_relevance
@@ -36,8 +37,16 @@ from vllm_dpp.pruning.video import VideoTokens
 
 def keep(videos: Sequence[VideoTokens], config: PruningConfig, means: Means) -> list[Tensor]:
     """The rule, see `Rule`."""
-    problems = [segmented(video, relevance_of(video, config), config) for video in videos]
+    objective = objective_of(config)
+    problems = [
+        segmented(video, relevance_of(video, config), config, objective) for video in videos
+    ]
     return select_in(problems, videos, config, means)
+
+
+def objective_of(config: PruningConfig) -> Objective:
+    """Of this rule."""
+    return Objective(quartic=config.quartic)
 
 
 def select_in(
@@ -65,7 +74,7 @@ def _indices(keep: Tensor, num_kept: int) -> Tensor:
 
 
 def segmented(
-    video: VideoTokens, quality: Tensor, config: PruningConfig, objective: Objective = PLAIN
+    video: VideoTokens, quality: Tensor, config: PruningConfig, objective: Objective
 ) -> SegmentedTokens:
     """The segments and budgets of a video.
 
