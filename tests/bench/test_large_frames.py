@@ -21,8 +21,10 @@ def test_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "8 slices of 64 tokens" in capsys.readouterr().out
     few, nearly_all = json.loads(output.read_text())["rows"]
     assert len(few["things"]) == len(large_frames.cuts(64)) == 3
-    for cut, seen in nearly_all["things"].items():
-        assert 0 < few["things"][cut] < seen <= 1
+    for part in ("things", "kept"):
+        for name, seen in nearly_all[part].items():
+            assert 0 < few[part][name] < seen <= 1
+    assert set(few["kept"]) == set(large_frames.SECOND)
 
 
 def test_frames_have_their_videos_side_by_side() -> None:

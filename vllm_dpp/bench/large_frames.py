@@ -4,8 +4,9 @@
 Here frames are large since many videos play in them side by side, each of its own shots under its
 own camera, as a trained model's vision encoder gives them. What enters the decoder is chosen in
 segments of one slice, in what the product makes of the same length, the same part of each of four,
-and in segments of four whole slices, four times as long. Counted are the things that a kept token
-shows.
+and in segments of four whole slices, four times as long. Of what enters so by the product a third
+is kept, without a question, by S alone and by S and S⁴ (`PruningConfig.quartic`). Counted are the
+things that a token shows.
 """
 
 import argparse
@@ -28,13 +29,17 @@ from vllm_dpp.bench.shots import (
     tokens_of,
 )
 from vllm_dpp.bench.summary import table
-from vllm_dpp.pruning import PruningConfig, keep_indices
+from vllm_dpp.pruning import PruningConfig, VideoTokens, keep_indices
 from vllm_dpp.pruning.budget import num_kept
-from vllm_dpp.pruning.segments import LEAST_SLICES
+from vllm_dpp.pruning.segments import LEAST_SLICES, equal_slices
 from vllm_dpp.quality.model import load_model
 from vllm_dpp.quality.scene import GRID
+from vllm_dpp.serving.cost_model import KEPT_OF_ENTERED
+from vllm_dpp.serving.settings import ServingSettings
 
 MODULE = "vllm_dpp.bench.large_frames"
+OF_PRODUCT = "a part of each of four"
+"""How the product cuts slices as long as a segment."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +65,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "What segments of large frames see of a video, by how they are cut.",
         videos=8,
         shots=2,
-        shares=[0.03, 0.05, 0.1, 0.2, 0.4],
+        shares=[0.03, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6],
     )
     parser.add_argument(
         "--tiles", type=int, default=8, help="videos side by side, a row; as many rows"
@@ -94,30 +99,62 @@ def cuts(tokens_per_slice: int) -> dict[str, PruningConfig]:
     whole = replace(first, max_segment_tokens=None)
     return {
         "one slice": replace(whole, slices_per_segment=1),
-        "a part of each of four": replace(first, max_segment_tokens=tokens_per_slice),
+        OF_PRODUCT: replace(first, max_segment_tokens=tokens_per_slice),
         "four slices": replace(whole, slices_per_segment=LEAST_SLICES),
     }
 
 
+SECOND = {
+    name: PruningConfig(relevance="none", quartic=quartic)
+    for name, quartic in (("S", 0.0), ("S and S⁴", ServingSettings().quartic))
+}
+"""The product's second stage, by the similarity of tokens."""
+
+
 def _measure(videos: Sequence[LongVideo], share: float) -> dict[str, Any]:
     seen: dict[str, float] = {}
+    entered: list[Tensor] = []
     for cut, config in cuts(len(videos[0].features) // videos[0].num_slices).items():
         kept = [
             keep_indices([tokens_of(video, num_kept(len(video.features), share))], config)[0]
             for video in videos
         ]
         seen[cut] = fmean(map(things_seen, videos, kept))
-    return {"share": share, "things": seen}
+        if cut == OF_PRODUCT:
+            entered = kept
+    later = {
+        name: fmean(
+            things_seen(video, rows[kept_of(video.features[rows], video.num_slices, config)])
+            for video, rows in zip(videos, entered, strict=True)
+        )
+        for name, config in SECOND.items()
+    }
+    return {"share": share, "things": seen, "kept": later}
+
+
+def kept_of(features: Tensor, num_slices: int, config: PruningConfig) -> Tensor:
+    """The indices that layer K keeps of what entered, [N, D], of a video of so many slices."""
+    count, per_slice = equal_slices(len(features), num_slices)
+    tail = count * per_slice - len(features)
+    kept = num_kept(len(features), KEPT_OF_ENTERED)
+    return keep_indices([VideoTokens(features, None, kept, count, tail)], config)[0]
 
 
 def render_table(rows: Sequence[dict[str, Any]]) -> str:
     """Things seen, by share that enters and by what a segment is."""
-    header = ("entering", *(f"{cut}, %" for cut in rows[0]["things"]))
+    first, later = (list(rows[0][part]) for part in ("things", "kept"))
+    header = ("entering", *(f"{cut}, %" for cut in first), *(f"kept by {by}, %" for by in later))
     cells = [
-        (f"{row['share']:g}", *(f"{100 * seen:.1f}" for seen in row["things"].values()))
+        (
+            f"{row['share']:g}",
+            *(f"{100 * seen:.1f}" for part in ("things", "kept") for seen in row[part].values()),
+        )
         for row in rows
     ]
-    return f"{table(header, cells)}\nthings of the video that an entering token shows, in %"
+    return (
+        f"{table(header, cells)}\nthings of the video that an entering token shows, and one of the "
+        f"third that is kept of what {OF_PRODUCT} lets in, in %"
+    )
 
 
 if __name__ == "__main__":

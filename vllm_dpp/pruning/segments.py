@@ -21,6 +21,15 @@ LEAST_SLICES = 4
 """That a segment by "slices" spans, if the video and the settings have so many."""
 
 
+LEAST_PER_SLICE = 64
+"""Tokens that stand for a slice where some of a video are gone, at least.
+
+So segments, of 16 slices, are no smaller than what one DPP can choose from at little cost: cut into
+pieces, the few tokens that are kept of a long video repeat in one what another one has
+(``vllm-dpp bench quality --splits film-later``).
+"""
+
+
 def segment_offsets(
     num_slices: int, tokens_per_slice: int, config: PruningConfig, *, num_tail: int = 0
 ) -> list[int]:
@@ -111,6 +120,22 @@ def _by_slices(
         left = rest if first <= whole < first + slices else 0
         for start, end in pairwise(cuts):
             yield full * (end - start) + min(end, left) - min(start, left)
+
+
+def equal_slices(num_tokens: int, num_slices: int) -> tuple[int, int]:
+    """Equal parts that stand for the slices of a video of which some tokens are left, in order.
+
+    Where it is not known of which slices these are. A part has `LEAST_PER_SLICE` tokens at least.
+
+    Args:
+        num_tokens: how many are left, >= 1.
+        num_slices: slices of the whole video, >= 1.
+
+    Returns:
+        How many parts, and tokens of each; the last may lack some.
+    """
+    per_slice = min(max(-(-num_tokens // num_slices), LEAST_PER_SLICE), num_tokens)
+    return -(-num_tokens // per_slice), per_slice
 
 
 def scene_offsets(features: Tensor, tokens_per_slice: int, num_segments: int) -> Tensor:

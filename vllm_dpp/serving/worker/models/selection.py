@@ -19,6 +19,7 @@ from vllm_dpp.pruning.budget import num_kept
 from vllm_dpp.pruning.config import PruningConfig
 from vllm_dpp.pruning.pruner import keep_indices
 from vllm_dpp.pruning.relevance import question_attention
+from vllm_dpp.pruning.segments import equal_slices
 from vllm_dpp.pruning.video import VideoTokens
 from vllm_dpp.pruning.workspace import workspace_bytes
 from vllm_dpp.serving.plan import PrunedVideo
@@ -32,14 +33,6 @@ Select = Callable[[Sequence[VideoTokens], PruningConfig], list[torch.Tensor]]
 TOKENS_PER_SLICE = 1024
 """What the memory profile takes a slice to have; in Qwen2.5-VL 896 x 896 pixels. Of slices so large
 the features are held twice, since a segment is a part of several."""
-LEAST_PER_SLICE = 64
-"""Tokens that stand for a slice at layer K, at least, where some have not entered.
-
-So segments, of 16 slices, are no smaller than what one DPP can choose from at little cost: cut into
-pieces, the few tokens that are kept of a long video repeat in one what another one has
-(``vllm-dpp bench quality --splits film-later``).
-"""
-
 States = tuple[torch.Tensor, torch.Tensor | None]
 """Hidden states and residual, each [num_rows, D]; the residual is ``None`` before layer 0."""
 
@@ -192,14 +185,12 @@ class VideoSelector:
 def _in_slices(video: PrunedVideo, num_slices: int, num_tokens: int) -> dict[str, int]:
     """The slices and the tail of a video of so many slices and tokens, all of them entered or not.
 
-    Where some have not entered, the host does not know of which slices they were: slices are equal
-    parts of those that have, in order of time, of `LEAST_PER_SLICE` tokens at least.
+    Where some have not entered, the host does not know of which slices they were.
     """
     entered = video.length_with_tail
     if entered == num_tokens:
         return {"num_slices": num_slices, "num_tail": video.num_tail}
-    per_slice = min(max(-(-entered // num_slices), LEAST_PER_SLICE), entered)
-    num_slices = -(-entered // per_slice)
+    num_slices, per_slice = equal_slices(entered, num_slices)
     return {"num_slices": num_slices, "num_tail": num_slices * per_slice - video.length}
 
 
