@@ -34,7 +34,9 @@ def engine_args(
         str(checkpoint),
         hf_overrides=variant,
         additional_config={"dpp": dpp},
-        **({"max_model_len": 1024, "block_size": 32} | more),
+        max_model_len=1024,
+        block_size=32,
+        **more,
     )
 
 
@@ -269,22 +271,6 @@ def test_start_up_resolves_what_depends_on_the_model(config: Any) -> None:
     assert dpp["prune_layer"] == 3
     assert dpp["turn_end_token_id"] is not None
     assert config.scheduler_config.scheduler_cls.startswith("vllm_dpp.")
-
-
-@pytest.mark.parametrize(
-    ("dpp", "more", "expected"),
-    [
-        ({}, {}, 32),
-        ({}, {"block_size": 64}, 64),
-        ({}, {"enable_prefix_caching": False}, 128),
-        ({"entry_only": True}, {}, 128),
-    ],
-)
-def test_blocks_on_a_cpu_are_small_where_whole_ones_go(
-    tiny_checkpoint: Path, dpp: dict[str, Any], more: dict[str, Any], expected: int
-) -> None:
-    args = engine_args(tiny_checkpoint, dpp, **({"block_size": None} | more))
-    assert args.create_engine_config().cache_config.block_size == expected
 
 
 def test_before_the_decoder_alone_the_engine_is_vllms_own(tiny_checkpoint: Path) -> None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from vllm.config.compilation import CUDAGraphMode
 from vllm.logger import init_logger
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
-from vllm.platforms import current_platform
 
 from vllm_dpp.serving.front import metrics
 from vllm_dpp.serving.front.families import Family, family_of, seeing_config
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 logger = init_logger("vllm.vllm_dpp")
 
 SCHEDULER = "vllm_dpp.serving.engine.scheduler.make_scheduler"
-CPU_BLOCK_SIZE = 32
-"""The smallest that vLLM's kernels for a CPU take well."""
 CPU_WORKER = "vllm_dpp.serving.worker.v1.worker.PruningCPUWorker"
 
 
@@ -54,7 +51,6 @@ class PruningConfigHook(VerifyAndUpdateConfig):
         else:
             _warn_about_waste(vllm_config.model_config, settings)
             vllm_config.scheduler_config.scheduler_cls = SCHEDULER
-            _choose_block_size(vllm_config)
             _choose_worker(vllm_config)
             _choose_cudagraphs(vllm_config)
 
@@ -177,21 +173,6 @@ def _choose_worker(vllm_config: "VllmConfig") -> None:
             "which needs a worker of its own; leave it out"
         )
     vllm_config.parallel_config.worker_cls = CPU_WORKER
-
-
-def _choose_block_size(vllm_config: "VllmConfig") -> None:
-    """Where prefixes are cached a video loses whole blocks, of which vLLM has large ones on a CPU.
-
-    Of 128 tokens few lie within a short video, which would keep most of what entered.
-    """
-    cache = vllm_config.cache_config
-    if (
-        current_platform.is_cpu()
-        and cache.enable_prefix_caching
-        and not cache.user_specified_block_size
-    ):
-        cache.block_size, cache.user_specified_block_size = CPU_BLOCK_SIZE, True
-        logger.info("block_size is set to %d: whole blocks of a video are pruned", CPU_BLOCK_SIZE)
 
 
 def _choose_cudagraphs(vllm_config: "VllmConfig") -> None:
