@@ -253,7 +253,10 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
         "leave those out, or it",
     ),
     "beams": ({"use_beam_search": True, "vllm_xargs": {"dpp_retention_ratio": 1}}, "beam search"),
-    "echo": ({"echo": True}, "dpp_retention_ratio=1"),
+    "echo": (
+        {"echo": True, "vllm_xargs": {"dpp_retention_ratio": 0.25}},
+        "dpp_retention_ratio=1",
+    ),
 }
 
 

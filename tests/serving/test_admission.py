@@ -138,6 +138,15 @@ REFUSED_BODIES = {
         chat(vllm_xargs={"dpp_video_shar": 0.2}),
         r"'dpp_video_shar' \(did you mean 'dpp_video_share'\?\); known: .*, dpp_video_share",
     ),
+    "logprobs": (
+        chat(prompt_logprobs=0, vllm_xargs={"dpp_retention_ratio": 0.5}),
+        "prompt_logprobs .* dpp_retention_ratio=1",
+    ),
+    "echo": (chat(echo=True, vllm_xargs={"dpp_retention_ratio": 0.5}), "echo"),
+    "scored tokens": (
+        generate([PART], prompt_logprobs=1, extra_args={"dpp_retention_ratio": 0.5}),
+        "prompt_logprobs",
+    ),
     "beams": (chat(use_beam_search=True, vllm_xargs={"dpp_retention_ratio": 1}), "beam search"),
     "completion": (
         CompletionRequest(prompt="Hi", vllm_xargs={"dpp_retention": 1}),

@@ -27,7 +27,7 @@ from vllm_dpp.serving.front.rules import (
     Demand,
     UnservableError,
     check_prompt,
-    keep_what_is_needed,
+    keep_all,
 )
 from vllm_dpp.serving.front.shares import spread
 from vllm_dpp.serving.settings import ServingSettings
@@ -77,9 +77,15 @@ def check_http_request(request: Any, settings: ServingSettings) -> None:
 
 
 def check_engine_request(request: "EngineCoreRequest", settings: ServingSettings) -> None:
-    """Raise ``ValueError`` where ``request`` cannot be served."""
+    """Raise ``ValueError`` where ``request`` cannot be served.
+
+    One that cannot lose tokens at layer K, and says nothing about it, is made to keep them.
+    """
     demand = Demand.of_engine_request(request)
     demand.check(settings)
+    if demand.needs_all is not None and settings.retention_ratio < 1:
+        keep_all(request)
+        return
     check_prompt(request, demand.options, settings)
 
 
@@ -113,7 +119,6 @@ def _checking(inner: Method) -> Method:
         request = inner(self, *args, **kwargs)
         settings = ServingSettings.of_engine(self.vllm_config)
         if settings is not None:
-            keep_what_is_needed(request, settings)
             try:
                 check_engine_request(request, settings)
             except ValueError as error:

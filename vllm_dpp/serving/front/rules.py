@@ -62,10 +62,14 @@ class Demand:
 
     Args:
         options: Its arguments of ours.
+        scores_prompt: Whether it wants a logprob for every token of its prompt.
+        is_session: Whether its prompt comes in parts.
         beam_search: Whether vLLM searches with beams, whose requests carry no arguments.
     """
 
     options: RequestOptions
+    scores_prompt: bool = False
+    is_session: bool = False
     beam_search: bool = False
 
     @classmethod
@@ -80,6 +84,7 @@ class Demand:
         extra_args = params.extra_args if params else getattr(request, "vllm_xargs", None)
         return cls(
             options=RequestOptions.from_extra_args(extra_args),
+            scores_prompt=scores_prompt(params or request),
             beam_search=bool(getattr(request, "use_beam_search", False)),
         )
 
@@ -91,7 +96,18 @@ class Demand:
             ValueError: One of our arguments is unknown or has a bad value.
         """
         params = request.sampling_params
-        return cls(RequestOptions.from_extra_args(params.extra_args if params else None))
+        return cls(
+            options=RequestOptions.from_extra_args(params.extra_args if params else None),
+            scores_prompt=scores_prompt(params),
+            is_session=request.resumable,
+        )
+
+    @property
+    def needs_all(self) -> Reason | None:
+        """Why it cannot lose tokens at layer K, if it cannot."""
+        if self.scores_prompt:
+            return "prompt_logprobs"
+        return "streaming_input" if self.is_session else None
 
     def check(self, settings: ServingSettings) -> None:
         """Raise ``ValueError`` where an engine of ``settings`` refuses it."""
@@ -112,6 +128,8 @@ class Demand:
                 f"{RETENTION_RATIO_ARG} {ratio} is below this server's min_retention_ratio {low}: "
                 "ask for more, or start the server with a lower --min-retention-ratio",
             )
+        if self.needs_all is not None and ratio is not None and ratio < 1:
+            raise UnservableError(self.needs_all, _NEEDS_ALL[self.needs_all])
         if options.record and settings.record_dir is None:
             raise UnservableError(
                 "record_dir",
@@ -120,23 +138,12 @@ class Demand:
             )
 
 
-def keep_what_is_needed(request: "EngineCoreRequest", settings: ServingSettings) -> None:
-    """Have a request that cannot lose tokens at layer K keep there all that entered.
-
-    One that asks for a ratio itself is left as it is, to be refused. An input of a session need not
-    bring the video itself.
-
-    Args:
-        request: On its way to the engine; it may be changed.
-        settings: The server's.
-    """
-    params = request.sampling_params
-    if params is None or _reason_to_keep_all(request) is None:
-        return
-    given = params.extra_args or {}
-    if given.get(RETENTION_RATIO_ARG) is None and settings.retention_ratio < 1:
-        request.sampling_params = copy.copy(params)  # the caller may use theirs again
-        request.sampling_params.extra_args = {**given, RETENTION_RATIO_ARG: 1.0}
+def keep_all(request: "EngineCoreRequest") -> None:
+    """Have a request keep at layer K all that entered; it is changed, its caller's own is not."""
+    params = copy.copy(request.sampling_params)
+    if params is not None:
+        params.extra_args = {**(params.extra_args or {}), RETENTION_RATIO_ARG: 1.0}
+    request.sampling_params = params
 
 
 def check_prompt(
@@ -149,20 +156,16 @@ def check_prompt(
     """
     if settings.entry_only:
         return
-    limit, needs_all = settings.max_deferred_tokens, _reason_to_keep_all(request)
-    if request.resumable and options.retention_ratio not in (None, 1):
-        raise UnservableError("streaming_input", _NEEDS_ALL["streaming_input"])
-    if not request.mm_features or (limit is None and needs_all is None):
+    limit = settings.max_deferred_tokens
+    if not request.mm_features or limit is None:
         return
     tokens = request.prompt_token_ids or ()
     media = media_of(tokens, request.mm_features, settings)
     plan = plan_prompt(tokens, media, options, settings, None)
     if plan is None:
         return
-    if needs_all is not None:
-        raise UnservableError(needs_all, _NEEDS_ALL[needs_all])
     longest = max(turn.end - turn.start for turn in plan.turns)
-    if limit is not None and longest > limit:
+    if longest > limit:
         raise UnservableError(
             "max_deferred_tokens",
             f"a video with its question takes {longest} tokens, more than max_deferred_tokens "
@@ -171,10 +174,11 @@ def check_prompt(
         )
 
 
-def _reason_to_keep_all(request: "EngineCoreRequest") -> Reason | None:
-    params = request.sampling_params
-    if params is not None and (
-        params.prompt_logprobs is not None or params.prompt_logprob_token_ids is not None
-    ):
-        return "prompt_logprobs"
-    return "streaming_input" if request.resumable else None
+def scores_prompt(asked: Any) -> bool:
+    """Whether a body, or sampling parameters, want a logprob for every token of the prompt.
+
+    An echo is scored like a prompt.
+    """
+    names = ("prompt_logprobs", "prompt_logprob_token_ids")
+    wanted = any(getattr(asked, name, None) is not None for name in names)
+    return wanted or bool(getattr(asked, "echo", False))

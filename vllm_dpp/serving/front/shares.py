@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from vllm_dpp.pruning.checks import require_ratio
+from vllm_dpp.serving.front.rules import scores_prompt
 from vllm_dpp.serving.request_plan import (
     ARG_PREFIX,
     CHOICES,
@@ -53,7 +54,7 @@ def spread(request: Any, settings: ServingSettings, num_layers: int) -> None:
                 "those out, or it"
             )
         entry, kept = settings.ratios_at(share, num_layers)
-        if _scores_prompt(request):  # so all that enters is kept
+        if scores_prompt(request):  # so all that enters is kept
             entry, kept = share, 1.0
         xargs[RETENTION_RATIO_ARG] = kept
         is_free = not any(ARG_PREFIX + name in xargs for name in CHOICES)
@@ -72,9 +73,3 @@ def spread(request: Any, settings: ServingSettings, num_layers: int) -> None:
 def _check_together(xargs: Mapping[str, Any], entry: float, settings: ServingSettings) -> None:
     """Raise ``ValueError`` where what a request chooses does not go with what enters."""
     replace(RequestOptions.from_extra_args(xargs).settings(settings), entry_ratio=entry)
-
-
-def _scores_prompt(request: Any) -> bool:
-    """Whether it wants a logprob for every token of its prompt; an echo is scored like one."""
-    wanted = getattr(request, "prompt_logprobs", None) is not None
-    return wanted or bool(getattr(request, "echo", False))
