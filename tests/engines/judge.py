@@ -17,6 +17,7 @@ from tests.reference.reference import Reference, ReferenceResult
 from vllm_dpp.bench.pruner.judge import NEAR_TIE, largest_shortfall
 from vllm_dpp.pruning import PruningConfig, VideoTokens, naive_keep_indices
 from vllm_dpp.pruning.naive import naive_kernels
+from vllm_dpp.serving.settings import ServingSettings
 
 TOLERANCE = 1e-4
 """Largest difference of a log-probability, over the whole vocabulary, in float32."""
@@ -106,7 +107,7 @@ class Judge:
                 retention_ratio=ratio,
                 max_tokens=1,
             ).features
-        settings, kept, end = PruningConfig(relevance="none"), [], 0
+        settings, kept, end = ServingSettings(relevance="none"), [], 0
         for start, end, count in plan_pieces(video, ratio, length, block_size):
             piece = VideoTokens(features[start:end].double(), None, count, num_slices=1)
             kept += [start + int(index) for index in naive_keep_indices([piece], settings)[0]]
