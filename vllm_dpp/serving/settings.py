@@ -62,8 +62,6 @@ class ServingSettings(PruningConfig):
         entry_ratio: Fraction of a video's tokens that enter the decoder, in (0, 1]; 1 lets all of
             them in.
         entry_rule: The rule that chooses them, which sees no question.
-        quartic: Share of S⁴, elementwise, in the similarity S at layer K, in [0, 1): of a segment
-            often more tokens stay than S has directions. 0 is CDPruner's own.
         default_relevance: The `relevance` of requests that choose nothing about layer K; "question"
             only where that is. ``None`` takes it, or "none" where `video_share` is large.
         entry_only: Whether no token is left out at layer K. Then the decoder, its scheduler and its
@@ -101,7 +99,6 @@ class ServingSettings(PruningConfig):
     video_share: float | None = None
     entry_ratio: float = 1.0
     entry_rule: str = "change"
-    quartic: float = 0.1
     default_relevance: RelevanceSource | None = None
     entry_only: bool | None = None
     min_retention_ratio: float = 0.01
