@@ -139,7 +139,10 @@ class Demand:
 
 
 def keep_all(request: "EngineCoreRequest") -> None:
-    """Have a request keep at layer K all that entered; it is changed, its caller's own is not."""
+    """Have a request keep at layer K all that entered.
+
+    It gets parameters of its own: its caller may use the others again.
+    """
     params = copy.copy(request.sampling_params)
     if params is not None:
         params.extra_args = {**(params.extra_args or {}), RETENTION_RATIO_ARG: 1.0}
