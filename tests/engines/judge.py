@@ -155,7 +155,8 @@ def _nearly_ties(
     plan, own, kept = result.plans[number], set(result.keep[number]), set(theirs)
     beyond = plan.num_tail + plan.num_missing
     evidence = result.features[number], result.raw_relevance[number]
-    video = VideoTokens(*evidence, plan.num_kept - plan.num_tail, plan.num_slices, beyond)
+    last = max(0, plan.num_last - plan.num_tail)
+    video = VideoTokens(*evidence, plan.num_kept - plan.num_tail, plan.num_slices, beyond, last)
     for segment, _, kernel in naive_kernels(video, settings):
         places = {place for place, token in enumerate(segment) if token in kept}
         if len(places) != len(own.intersection(segment)):

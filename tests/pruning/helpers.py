@@ -34,6 +34,11 @@ ALL_CONFIGS += [
     for segment_by in ("slices", "count", "scene", "one")
     for rule in ("dpp", "change")
 ]
+# Without a question, the last slice before the others.
+ALL_CONFIGS += [
+    PruningConfig(relevance="none", last_slice_weight=3.0, budget=budget, slices_per_segment=3)
+    for budget in ("length", "relevance", "spectrum", "gains")
+]
 # Parts of four slices make a segment, and of fewer; and fewer slices than asked for.
 ALL_CONFIGS += [
     PruningConfig(rule=rule, max_segment_tokens=most, budget=budget)
@@ -44,6 +49,8 @@ ALL_CONFIGS += [
 
 def config_id(config: PruningConfig) -> str:
     name = f"{config.segment_by}-{config.budget}-{config.relevance_sign}"
+    if config.last_slice_weight > 1:
+        name += "-last"
     if config.max_segment_tokens != PruningConfig().max_segment_tokens:
         name += f"-{config.max_segment_tokens}-tokens"
     return name if config.rule == "dpp" else f"{config.rule}-{name}"

@@ -44,6 +44,8 @@ def test_frozen_and_keyword_only():
         ("relevance_floor", -0.1, r"relevance_floor must be a number in \[0, 1\], got -0\.1"),
         ("quartic", 1.5, r"quartic must be a number in \[0, 1\], got 1\.5"),
         ("quartic", 1, "quartic must be below 1"),
+        ("last_slice_weight", 0.5, r"last_slice_weight must be a number >= 1, got 0\.5"),
+        ("last_slice_weight", math.inf, r"last_slice_weight must be a number >= 1, got inf"),
         ("relevance_floor", math.inf, r"relevance_floor must be a number in \[0, 1\], got inf"),
         ("projection_dim", 0, r"projection_dim must be an integer >= 1, got 0"),
         ("max_kernel_bytes", 0.5, r"max_kernel_bytes must be an integer >= 1, got 0\.5"),

@@ -1,5 +1,7 @@
 """The door, and what each rule does; the DPP has tests of its own, and so have its backends."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -60,6 +62,23 @@ def test_how_many_stay_is_never_a_rules_business(rule: str, num_kept: int, num_t
 def test_an_unknown_rule_is_refused() -> None:
     with pytest.raises(ValueError, match="rule must be one of"):
         PruningConfig(rule="best")
+
+
+def test_of_what_is_alike_the_last_slice_stays_where_no_question_is_read() -> None:
+    still = torch.cat([scene()] * 4)
+    last = PruningConfig(relevance="none", last_slice_weight=3.0)
+
+    def chosen(config: PruningConfig, raw: Tensor | None = None, **of_video: int) -> list[int]:
+        [indices] = keep_indices([VideoTokens(still, raw, CELLS, 4, **of_video)], config)
+        return indices.tolist()
+
+    assert chosen(PruningConfig(relevance="none")) == [0, 1, 2, 3, 4, 5]
+    assert chosen(last) == [18, 19, 20, 21, 22, 23]
+    assert chosen(last, num_last=2) == [0, 1, 2, 3, 22, 23]
+    asked, raw = replace(last, relevance="question"), torch.linspace(1, 0, len(still))
+    assert chosen(asked, raw) == chosen(replace(asked, last_slice_weight=1.0), raw)
+    with pytest.raises(ValueError, match="num_last must be <= N = 24, got 25"):
+        chosen(last, num_last=25)
 
 
 def test_attention_keeps_what_the_question_looks_at() -> None:

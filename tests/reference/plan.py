@@ -18,6 +18,8 @@ class VideoPlan:
         num_tail: how many of them, at its end, stay whatever they show.
         num_slices: number of its time slices; where some of it has not entered, of equal parts.
         num_missing: tokens that the last of such parts lacks.
+        num_last: how many of its tokens, at its end, are of its last slice, its tail included;
+            where some of it has not entered, as many as slices have on average.
         decision_point: position d; nothing from d on may influence the choice.
         question: text positions between the video and d.
         num_kept: number of its tokens that stay, its tail included, between 1 and N.
@@ -28,6 +30,7 @@ class VideoPlan:
     num_tail: int
     num_slices: int
     num_missing: int
+    num_last: int
     decision_point: int
     question: tuple[int, ...]
     num_kept: int
@@ -65,6 +68,7 @@ def plan_videos(
                 num_tail=tail,
                 num_slices=_slices(video)[0],
                 num_missing=_slices(video)[1],
+                num_last=math.ceil(video.length / video.grid_thw[0]),
                 decision_point=decision_point,
                 question=_question(prompt, video, decision_point),
                 num_kept=count,

@@ -217,7 +217,8 @@ def _choose(
     tail = range(plan.length - plan.num_tail, plan.length)
     wanted = plan.num_kept - len(tail)
     beyond = plan.num_tail + plan.num_missing
-    chosen = select(features, relevance, wanted, plan.num_slices, beyond)
+    last = max(0, plan.num_last - plan.num_tail)
+    chosen = select(features, relevance, wanted, plan.num_slices, beyond, last)
     indices = [*(int(index) for index in chosen), *tail]
     if len(indices) != plan.num_kept:
         raise ValueError(f"the plan keeps {plan.num_kept} tokens, but {len(indices)} were chosen")

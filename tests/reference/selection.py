@@ -6,9 +6,10 @@ from torch import Tensor
 
 from vllm_dpp.pruning import PruningConfig, VideoTokens, keep_indices, naive_keep_indices
 
-Select = Callable[[Tensor, Tensor | None, int, int, int], Sequence[int]]
-"""(features [N, hidden], raw relevance [N] or None, num_kept, num_slices, num_tail) to ascending
-indices below N; the tail follows the N tokens and is kept in any case."""
+Select = Callable[[Tensor, Tensor | None, int, int, int, int], Sequence[int]]
+"""(features [N, hidden], raw relevance [N] or None, num_kept, num_slices, num_tail, num_last) to
+ascending indices below N; the tail follows the N tokens and is kept in any case, and the last
+`num_last` of the N are of the last slice."""
 
 
 def naive_selection(settings: PruningConfig | None = None) -> Select:
@@ -24,9 +25,10 @@ def naive_selection(settings: PruningConfig | None = None) -> Select:
         num_kept: int,
         num_slices: int,
         num_tail: int,
+        num_last: int,
     ) -> Sequence[int]:
         relevance = None if raw_relevance is None else raw_relevance.double()
-        video = VideoTokens(features.double(), relevance, num_kept, num_slices, num_tail)
+        video = VideoTokens(features.double(), relevance, num_kept, num_slices, num_tail, num_last)
         if config.rule in ("dpp", "change"):
             return naive_keep_indices([video], config)[0]
         return [int(index) for index in keep_indices([video], config)[0]]

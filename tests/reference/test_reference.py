@@ -18,7 +18,7 @@ K = 3
 
 
 def most_relevant(
-    features: Tensor, raw_relevance: Tensor | None, num_kept: int, num_slices: int, num_tail: int
+    features: Tensor, raw_relevance: Tensor | None, num_kept: int, *of_video: int
 ) -> list[int]:
     return sorted(raw_relevance.topk(num_kept).indices.tolist())
 
@@ -184,19 +184,17 @@ def test_the_selection_sees_features_relevance_and_counts(reference: Reference, 
     prompt = chat("two turns")
     calls = []
 
-    def select(
-        features: Tensor, relevance: Tensor, num_kept: int, num_slices: int, num_tail: int
-    ) -> Sequence[int]:
+    def select(features: Tensor, relevance: Tensor, num_kept: int, *of_video: int) -> Sequence[int]:
         assert relevance.shape == features.shape[:1]
-        calls.append((tuple(features.shape), num_kept, num_slices, num_tail))
+        calls.append((tuple(features.shape), num_kept, *of_video))
         return list(range(num_kept))
 
     result = reference.run(
         prompt, prune_layer=K, retention_ratio=0.25, max_tokens=1, block_size=8, select=select
     )
     # 48 tokens, 2 of them a tail, keep 12 of 46: 34 dropped, down to 32. Of 24 tokens 7 are a tail;
-    # 4 of 17 are kept: 13 dropped, down to 8.
-    assert calls == [((46, 512), 14, 4, 2), ((17, 512), 9, 3, 7)]
+    # 4 of 17 are kept: 13 dropped, down to 8. Of the last slices 10 of 12 are left, and 1 of 8.
+    assert calls == [((46, 512), 14, 4, 2, 10), ((17, 512), 9, 3, 7, 1)]
     assert result.keep == [[*range(14), 46, 47], [*range(9), *range(17, 24)]]
 
 
@@ -205,9 +203,7 @@ def test_a_video_with_nothing_behind_it_has_no_relevance(reference: Reference, c
     cut = dataclasses.replace(prompt, token_ids=prompt.token_ids[: prompt.videos[0].end])
     seen = []
 
-    def select(
-        features: Tensor, relevance: None, num_kept: int, num_slices: int, num_tail: int
-    ) -> Sequence[int]:
+    def select(features: Tensor, relevance: None, num_kept: int, *of_video: int) -> Sequence[int]:
         seen.append(relevance)
         return range(num_kept)
 

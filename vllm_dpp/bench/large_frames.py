@@ -35,6 +35,7 @@ from vllm_dpp.pruning.segments import LEAST_SLICES, equal_slices
 from vllm_dpp.quality.model import load_model
 from vllm_dpp.quality.scene import GRID
 from vllm_dpp.serving.cost_model import KEPT_OF_ENTERED
+from vllm_dpp.serving.settings import ServingSettings
 
 MODULE = "vllm_dpp.bench.large_frames"
 OF_PRODUCT = "a part of each of four"
@@ -104,7 +105,11 @@ def cuts(tokens_per_slice: int) -> dict[str, PruningConfig]:
 
 
 SECOND = {
-    name: PruningConfig(relevance="none", quartic=quartic)
+    name: PruningConfig(
+        relevance="none",
+        quartic=quartic,
+        last_slice_weight=ServingSettings().last_slice_weight,
+    )
     for name, quartic in (("S", 0.0), ("S and S⁴", 0.1))
 }
 """The product's second stage, by the similarity of tokens; it is S unless `quartic` is set."""
@@ -136,7 +141,8 @@ def kept_of(features: Tensor, num_slices: int, config: PruningConfig) -> Tensor:
     count, per_slice = equal_slices(len(features), num_slices)
     tail = count * per_slice - len(features)
     kept = num_kept(len(features), KEPT_OF_ENTERED)
-    return keep_indices([VideoTokens(features, None, kept, count, tail)], config)[0]
+    last = -(-len(features) // num_slices)
+    return keep_indices([VideoTokens(features, None, kept, count, tail, last)], config)[0]
 
 
 def render_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -1,6 +1,7 @@
 """Checks of user input: each raises a `ValueError` that names the argument and shows its value."""
 
 from collections.abc import Collection
+from math import inf
 from numbers import Integral, Real
 from typing import TypeGuard
 
@@ -25,6 +26,12 @@ def require_unit_interval(name: str, value: object) -> None:
     """Raise `ValueError` unless `value` is a number in [0, 1]."""
     if not (is_number(value) and 0 <= value <= 1):
         raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
+
+
+def require_at_least(name: str, value: object, minimum: float) -> None:
+    """Raise `ValueError` unless `value` is a finite number of at least `minimum`."""
+    if not (is_number(value) and minimum <= value < inf):
+        raise ValueError(f"{name} must be a number >= {minimum}, got {value!r}")
 
 
 def require_integer(name: str, value: object, minimum: int) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, Self, get_args
 
 from vllm_dpp.pruning.checks import (
+    require_at_least,
     require_choice,
     require_integer,
     require_unit_interval,
@@ -51,6 +52,8 @@ class PruningConfig:
         quartic: share of S⁴, elementwise, in the similarity S of rule "dpp", in [0, 1): it keeps
             gains meaningful where more tokens are kept than S has directions; 0 is CDPruner's own.
             Rule "change" always has a tenth.
+        last_slice_weight: how many times as much a token of the last slice is worth to rule "dpp"
+            where no question is read, at least 1: in a decoder the last have read all the others.
         projection_dim: measure similarity after a random projection to this many dimensions, at
             least 1: faster for long segments, but approximate. None is exact.
         max_kernel_bytes: bound on the float32 kernels held at once, at least 1; a segment of n
@@ -70,6 +73,7 @@ class PruningConfig:
     relevance_floor: float = 0.6
     budget: BudgetRule = "length"
     quartic: float = 0.0
+    last_slice_weight: float = 1.0
     projection_dim: int | None = None
     max_kernel_bytes: int = 1 << 28
 
@@ -89,6 +93,7 @@ class PruningConfig:
         require_unit_interval("quartic", self.quartic)
         if self.quartic == 1:
             raise ValueError("quartic must be below 1")
+        require_at_least("last_slice_weight", self.last_slice_weight, minimum=1)
         if self.projection_dim is not None:
             require_integer("projection_dim", self.projection_dim, minimum=1)
         require_integer("max_kernel_bytes", self.max_kernel_bytes, minimum=1)

@@ -204,7 +204,13 @@ def _best(
 
 def _relevance(video: "VideoTokens", config: "PruningConfig") -> list[float]:
     if video.raw_relevance is None or config.relevance == "none":
-        return [1.0] * len(video.features)
+        last = video.num_last
+        if last is None:
+            last = max(
+                0, (len(video.features) + video.num_tail) // video.num_slices - video.num_tail
+            )
+        others = len(video.features) - last
+        return [1.0] * others + [float(config.last_slice_weight)] * last
     sign = 1.0 if config.relevance_sign == "positive" else -1.0
     raw = [sign * value for value in video.raw_relevance.double().tolist()]
     if not raw:

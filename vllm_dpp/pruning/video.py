@@ -19,6 +19,8 @@ class VideoTokens:
         num_slices: temporal slices of the whole video, >= 1, a divisor of N + `num_tail`.
         num_tail: tokens at the end of the video that the caller keeps in any case and that are
             not in `features`, >= 0. Segments are those of the whole video as far as N.
+        num_last: how many of the N, the last ones, are of the last slice, in [0, N]; None where a
+            slice of the video is a slice as above, and they follow.
 
     Raises:
         ValueError: an argument does not fit. Values are not looked at; see `check_finite`.
@@ -29,6 +31,7 @@ class VideoTokens:
     num_kept: int
     num_slices: int
     num_tail: int = 0
+    num_last: int | None = None
 
     def __post_init__(self) -> None:
         if self.features.dim() != 2 or not self.features.is_floating_point():
@@ -39,6 +42,10 @@ class VideoTokens:
             raise ValueError(f"num_kept must be <= N = {num_tokens}, got {self.num_kept}")
         require_integer("num_slices", self.num_slices, minimum=1)
         require_integer("num_tail", self.num_tail, minimum=0)
+        if self.num_last is not None:
+            require_integer("num_last", self.num_last, minimum=0)
+            if self.num_last > num_tokens:
+                raise ValueError(f"num_last must be <= N = {num_tokens}, got {self.num_last}")
         if (num_tokens + self.num_tail) % self.num_slices:
             whole = f"N + num_tail = {num_tokens} + {self.num_tail}"
             raise ValueError(f"num_slices must divide {whole}, got {self.num_slices}")
@@ -52,6 +59,13 @@ class VideoTokens:
     def tokens_per_slice(self) -> int:
         """Tokens of one temporal slice."""
         return (self.features.shape[0] + self.num_tail) // self.num_slices
+
+    @property
+    def num_of_last_slice(self) -> int:
+        """How many of the tokens, the last ones, are of the last slice."""
+        if self.num_last is not None:
+            return self.num_last
+        return max(0, self.tokens_per_slice - self.num_tail)
 
     def check_finite(self) -> None:
         """Raise `ValueError` on NaN or infinity. Waits for the device."""

@@ -31,6 +31,7 @@ OF_LAYER_K = (
     "record_dir",
     "similarity",
     "quartic",
+    "last_slice_weight",
     "prune_images",
     "turn_end_token_id",
     "shard_selection",
@@ -48,7 +49,8 @@ SECTION = "dpp"
 class ServingSettings(PruningConfig):
     """Everything ``--additional-config '{"dpp": {…}}'`` may say.
 
-    The fields of :class:`~vllm_dpp.pruning.config.PruningConfig`, and:
+    The fields of :class:`~vllm_dpp.pruning.config.PruningConfig`, where `last_slice_weight` is 3
+    unless something else is said, and:
 
     Args:
         prune_layer: K, with 0 <= K < number of layers: layers below K see every token, the others
@@ -112,6 +114,7 @@ class ServingSettings(PruningConfig):
     max_deferred_tokens: int | None = None
     decide_every: int | None = None
     max_records: int = 1000
+    last_slice_weight: float = 3.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,6 +25,7 @@ SELECTORS: Mapping[str, Mapping[str, Any]] = {
     "dpp-softened-0.6": _ONE | {"relevance_floor": 0.6},
     "dpp-embeddings-0.6": _ONE | {"relevance_floor": 0.6, "similarity": "embeddings"},
     "dpp-hidden-0.6": _ONE | {"relevance_floor": 0.6, "similarity": "hidden_states"},
+    "dpp-all-slices-0.6": _ONE | {"relevance_floor": 0.6, "last_slice_weight": 1.0},
     "dpp-quartic-0.6": _ONE | {"relevance_floor": 0.6, "quartic": 0.1},
     "dpp-positive": _ONE | {"relevance_floor": 0.0},
     "dpp-negated": _ONE | {"relevance_floor": 0.0, "relevance_sign": "negative"},

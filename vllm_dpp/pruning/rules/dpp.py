@@ -108,9 +108,14 @@ def segmented(
 
 
 def relevance_of(video: VideoTokens, config: PruningConfig) -> Tensor:
-    """[N] float32 relevance to the question, normalised over the whole video."""
+    """[N] float32 relevance to the question, normalised over the whole video.
+
+    Without a question the tokens of the last slice are worth more than the others.
+    """
     if video.raw_relevance is None or config.relevance == "none":
-        return video.features.new_ones(len(video.features), dtype=torch.float32)
+        worth = video.features.new_ones(len(video.features), dtype=torch.float32)
+        worth[len(worth) - video.num_of_last_slice :] = config.last_slice_weight
+        return worth
     return normalize_relevance(video.raw_relevance, config.relevance_sign, config.relevance_floor)
 
 

@@ -14,6 +14,7 @@ from vllm.distributed import (
     get_tp_group,
     tensor_model_parallel_all_reduce,
 )
+from vllm.utils.math_utils import cdiv
 
 from vllm_dpp.pruning.budget import num_kept
 from vllm_dpp.pruning.config import PruningConfig
@@ -185,13 +186,18 @@ class VideoSelector:
 def _in_slices(video: PrunedVideo, num_slices: int, num_tokens: int) -> dict[str, int]:
     """The slices and the tail of a video of so many slices and tokens, all of them entered or not.
 
-    Where some have not entered, the host does not know of which slices they were.
+    Where some have not entered, the host does not know of which slices they were, and the last is
+    taken to have as many as they have on average.
     """
     entered = video.length_with_tail
     if entered == num_tokens:
         return {"num_slices": num_slices, "num_tail": video.num_tail}
-    num_slices, per_slice = equal_slices(entered, num_slices)
-    return {"num_slices": num_slices, "num_tail": num_slices * per_slice - video.length}
+    parts, per_part = equal_slices(entered, num_slices)
+    return {
+        "num_slices": parts,
+        "num_tail": parts * per_part - video.length,
+        "num_last": max(0, cdiv(entered, num_slices) - video.num_tail),
+    }
 
 
 def merged(states: States, rows: slice) -> torch.Tensor:
