@@ -162,6 +162,11 @@ def test_data_url_file_url_and_streaming(server: Server, media: Path, one_turn: 
             one_turn[0, 0.25](tokens)
 
 
+def test_it_says_what_large_blocks_mean_for_short_videos(server: Server) -> None:
+    log = server.log.read_text()
+    assert "KV blocks have 128 tokens" in log and "fewer than 298 tokens enter" in log
+
+
 def test_ratio_one_is_unpruned(server: Server, media: Path, one_turn: Any) -> None:
     messages = openai_messages([(as_data_url(media / "clip0.mp4"), QUESTION, None)])
     one_turn[0, 1.0](ask(server, messages, vllm_xargs={"dpp_retention_ratio": 1}))

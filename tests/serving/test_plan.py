@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_dpp.serving.plan import MediaSpan, PrunePlan, build_plan
+from vllm_dpp.serving.plan import MediaSpan, PrunePlan, build_plan, loses_a_block
 
 END, TEXT, PAD = 9, 1, 5
 
@@ -43,6 +43,17 @@ def test_one_video_keeps_a_quarter_and_ends_at_the_turn_end():
     assert (turn.start, turn.decided, turn.end, turn.length) == (3, 19, 24, 21)
     assert counts(turn) == [(3, 16, 4, 0)]
     assert turn.videos[0].question == ((19, 24),) and turn.videos[0].question_length == 5
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.25, 1 / 3, 0.5, 0.9])
+@pytest.mark.parametrize("block_size", [8, 32])
+def test_a_video_of_so_many_tokens_loses_a_block_wherever_it_stands(ratio, block_size):
+    def losing(length):
+        return [plan(1 + at, f"v{length}", ratio=ratio, block_size=block_size) is not None
+                for at in range(block_size)]  # fmt: skip
+
+    length = loses_a_block(block_size, ratio)
+    assert all(losing(length)) and not all(losing(length - 1))
 
 
 def test_without_a_turn_end_the_prompt_ends_the_turn():

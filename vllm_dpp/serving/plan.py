@@ -259,6 +259,19 @@ def build_plan(
     return PrunePlan(tuple(pruned)) if pruned else None
 
 
+def loses_a_block(block_size: int, retention_ratio: float) -> int:
+    """Tokens of which a video alone in its turn loses a KV block, wherever in the prompt it stands.
+
+    Args:
+        block_size: Tokens in a block.
+        retention_ratio: Fraction of its tokens to keep, in (0, 1).
+    """
+    length = int((block_size - 1) / (1 - retention_ratio))
+    while length - num_kept(length, retention_ratio) < block_size:
+        length += 1
+    return length + block_size - 1  # so much may be its tail
+
+
 def _pieces(
     video: PrunedVideo, retention_ratio: float, block_size: int, piece_length: int
 ) -> list[PrunedTurn]:

@@ -27,7 +27,7 @@ from vllm_dpp.serving.engine.kv_cache import CompactAttentionManager
 from vllm_dpp.serving.engine.metrics import SchedulerMetrics
 from vllm_dpp.serving.engine.planned_request import PlannedRequest
 from vllm_dpp.serving.engine.prefix_hits import longest_hit
-from vllm_dpp.serving.plan import PrunePlan
+from vllm_dpp.serving.plan import PrunePlan, loses_a_block
 from vllm_dpp.serving.request_plan import plan_request
 from vllm_dpp.serving.settings import ServingSettings
 
@@ -38,6 +38,9 @@ logger = init_logger("vllm.vllm_dpp")
 
 MIN_CHUNK = 4
 """Tokens with which a chunk can always keep clear of decode steps."""
+
+LARGE_BLOCK = 32
+"""Tokens; of larger KV blocks a server says what that means for short videos."""
 
 EncoderSchedule = tuple[list[int], int, int, list[int], list[int]]
 
@@ -71,6 +74,8 @@ class PruningSchedulerMixin(Scheduler):
                 f"{pool.hash_block_size}: pruned prompts can only be cached by whole blocks; leave "
                 "the hash block size alone"
             )
+        if self.kv_cache_manager.enable_caching and self.block_size > LARGE_BLOCK:
+            self._tell_of_large_blocks()
         limit = self.scheduler_config.long_prefill_token_threshold
         if self.replays_graphs and 0 < limit < MIN_CHUNK:
             raise ValueError(
@@ -80,6 +85,18 @@ class PruningSchedulerMixin(Scheduler):
         for manager in self.kv_cache_manager.coordinator.single_type_managers:
             if isinstance(manager, CompactAttentionManager):
                 manager.attach(self.planned)
+
+    def _tell_of_large_blocks(self) -> None:
+        """On a CPU vLLM's blocks have 128 tokens, and short videos lose no whole one."""
+        if (ratio := self.settings.retention_ratio) < 1:
+            logger.info(
+                "KV blocks have %d tokens, and with prefix caching whole ones go at layer K: a "
+                "video of which fewer than %d tokens enter may lose nothing there, and more is "
+                "left than asked for; --block-size %d would do for shorter ones",
+                self.block_size,
+                loses_a_block(self.block_size, ratio),
+                LARGE_BLOCK,
+            )
 
     def add_request(self, request: Request) -> None:
         """Plan a new request. A request that cannot run is finished with an error, never stuck."""
