@@ -14,6 +14,7 @@ from tests.reference.chats import CHATS
 from tests.reference.plan import plan_pieces
 from tests.reference.prompt import Messages, Prompt
 from tests.reference.reference import Reference, ReferenceResult
+from tests.reference.selection import settings_at
 from vllm_dpp.bench.pruner.judge import NEAR_TIE, largest_shortfall
 from vllm_dpp.pruning import PruningConfig, VideoTokens, naive_keep_indices
 from vllm_dpp.pruning.naive import naive_kernels
@@ -77,6 +78,7 @@ class Judge:
                 otherwise, so what is greedy's own but for near-ties is taken for the reference's,
                 from then on and in every chat.
         """
+        settings = settings_at(prune_layer, settings)
         key = (chat, ratio, prune_layer, settings, block_size)
         if key not in self._chosen:
             with torch.inference_mode():

@@ -14,7 +14,7 @@ from vllm_dpp.pruning import PruningConfig
 from .network import Network
 from .plan import VideoPlan, num_kept, plan_videos
 from .prompt import Messages, Prompt, prompt_from_messages
-from .selection import Select, naive_selection
+from .selection import Select, naive_selection, settings_at
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Reference:
                 number = num_kept(item.length, ratio)
                 if item.text and number + len(item.text) >= item.length:
                     number = item.length
-                chosen.append(select(tokens[:, :width], None, number, item.grid_thw[0], 0))
+                chosen.append(select(tokens[:, :width], None, number, item.grid_thw[0], 0, 0))
         return prompt.entered(chosen)
 
     def run(
@@ -110,6 +110,7 @@ class Reference:
         if forced_tokens is not None and len(forced_tokens) != max_tokens:
             raise ValueError(f"{max_tokens} tokens are asked for, {len(forced_tokens)} are forced")
 
+        settings = settings and settings_at(prune_layer, settings)
         question_free = settings is not None and settings.relevance == "none"
         plans = plan_videos(prompt, retention_ratio, block_size, question_free)
         media = self.network.media_embeddings(prompt)

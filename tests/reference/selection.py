@@ -1,6 +1,7 @@
 """The choice of tokens, which the reference takes from outside."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -10,6 +11,11 @@ Select = Callable[[Tensor, Tensor | None, int, int, int, int], Sequence[int]]
 """(features [N, hidden], raw relevance [N] or None, num_kept, num_slices, num_tail, num_last) to
 ascending indices below N; the tail follows the N tokens and is kept in any case, and the last
 `num_last` of the N are of the last slice."""
+
+
+def settings_at(layer: int, settings: PruningConfig) -> PruningConfig:
+    """What a server makes of its settings: before the first layer no slice has read another."""
+    return settings if layer else replace(settings, last_slice_weight=1.0)
 
 
 def naive_selection(settings: PruningConfig | None = None) -> Select:

@@ -268,9 +268,17 @@ def test_a_foreign_worker_is_refused(tiny_checkpoint: Path) -> None:
 
 def test_start_up_resolves_what_depends_on_the_model(config: Any) -> None:
     dpp = config.additional_config["dpp"]
-    assert dpp["prune_layer"] == 3
+    assert dpp["prune_layer"] == 3 and dpp["last_slice_weight"] == 3
     assert dpp["turn_end_token_id"] is not None
     assert config.scheduler_config.scheduler_cls.startswith("vllm_dpp.")
+
+
+def test_before_the_first_layer_the_last_slice_is_like_the_others(tiny_checkpoint: Path) -> None:
+    resolved = engine_args(tiny_checkpoint, {"prune_layer": 0}).create_engine_config()
+    assert resolved.additional_config["dpp"]["last_slice_weight"] == 1
+    args = engine_args(tiny_checkpoint, {"prune_layer": 0, "last_slice_weight": 2})
+    with pytest.raises(ValueError, match="last_slice_weight is of no use at prune_layer 0"):
+        args.create_engine_config()
 
 
 def test_before_the_decoder_alone_the_engine_is_vllms_own(tiny_checkpoint: Path) -> None:

@@ -76,6 +76,8 @@ def resolve(vllm_config: "VllmConfig", family: Family) -> ServingSettings:
             f"{SECTION}.prune_layer must be at least {levels}, got {layer}: DeepStack adds to the "
             f"first {levels} layers of this model, which have to see every video token"
         )
+    if layer == 0:
+        settings = replace(settings, last_slice_weight=_weight_at_the_start(settings))
     token = settings.turn_end_token_id
     if token is None:
         token = _token_id(
@@ -104,6 +106,16 @@ def resolve(vllm_config: "VllmConfig", family: Family) -> ServingSettings:
     resolved = resolved.with_ratios(num_layers)
     family.check(resolved)
     return resolved
+
+
+def _weight_at_the_start(settings: ServingSettings) -> float:
+    """Before the first layer no slice has read another."""
+    if settings.last_slice_weight not in (ServingSettings.last_slice_weight, 1):
+        raise ValueError(
+            f"{SECTION}.last_slice_weight is of no use at prune_layer 0, where no slice has read "
+            f"another yet, got {settings.last_slice_weight!r}: leave it out"
+        )
+    return 1.0
 
 
 def deepstack_levels(model_config: "ModelConfig") -> int:
