@@ -268,7 +268,7 @@ def test_a_foreign_worker_is_refused(tiny_checkpoint: Path) -> None:
 
 def test_start_up_resolves_what_depends_on_the_model(config: Any) -> None:
     dpp = config.additional_config["dpp"]
-    assert dpp["prune_layer"] == 3 and dpp["last_slice_weight"] == 3
+    assert dpp["prune_layer"] == 3 and dpp["last_slice_weight"] == 1.5
     assert dpp["turn_end_token_id"] is not None
     assert config.scheduler_config.scheduler_cls.startswith("vllm_dpp.")
 

@@ -49,7 +49,7 @@ SECTION = "dpp"
 class ServingSettings(PruningConfig):
     """Everything ``--additional-config '{"dpp": {…}}'`` may say.
 
-    The fields of :class:`~vllm_dpp.pruning.config.PruningConfig`, where `last_slice_weight` is 3
+    The fields of :class:`~vllm_dpp.pruning.config.PruningConfig`, where `last_slice_weight` is 1.5
     unless something else is said, and:
 
     Args:
@@ -114,7 +114,7 @@ class ServingSettings(PruningConfig):
     max_deferred_tokens: int | None = None
     decide_every: int | None = None
     max_records: int = 1000
-    last_slice_weight: float = 3.0
+    last_slice_weight: float = 1.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
