@@ -266,10 +266,8 @@ def loses_a_block(block_size: int, retention_ratio: float) -> int:
         block_size: Tokens in a block.
         retention_ratio: Fraction of its tokens to keep, in (0, 1).
     """
-    length = int((block_size - 1) / (1 - retention_ratio))
-    while length - num_kept(length, retention_ratio) < block_size:
-        length += 1
-    return length + block_size - 1  # so much may be its tail
+    least = int((block_size - 0.5) / (1 - retention_ratio)) + 1  # `num_kept` rounds half up
+    return least + block_size - 1  # so much may be its tail
 
 
 def _pieces(
